@@ -1,0 +1,95 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from qinco_core.errors import InputNotFoundError, OutputExistsError, StorageError
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NO_WRITE = {errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+def existing_file(path: str | Path) -> Path:
+    """The path, checked to be a readable regular file.
+
+    Raises:
+        InputNotFoundError: nothing is there, or it is a directory.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise InputNotFoundError(f"{path} is a directory; name a file")
+    if not path.exists():
+        raise InputNotFoundError(f"{path} does not exist; check the path (working directory: {Path.cwd()})")
+    return path
+
+
+def check_output(path: str | Path, *, force: bool) -> Path:
+    """The path, checked to be free to write to before any work starts; its folder is made.
+
+    Raises:
+        OutputExistsError: it exists and `force` is false.
+        StorageError: its folder cannot be made.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise OutputExistsError(f"{path} is a directory; name a file")
+    if path.exists() and not force:
+        raise OutputExistsError(f"{path} exists; overwrite it with --force, or name another output")
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+@contextlib.contextmanager
+def storage_errors(path: str | Path) -> Iterator[None]:
+    """Turn the operating system's refusals to write at `path` into a `StorageError` that says so."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, (InputNotFoundError, OutputExistsError, StorageError)):
+            raise
+        # h5py reports errno only in its text
+        text = str(error)
+        if error.errno in _NO_ROOM or "errno = 28" in text or "errno = 122" in text or "errno = 27" in text:
+            raise StorageError(f"no room left to write {path}; free some space and run again") from error
+        if error.errno in _NO_WRITE or "errno = 30" in text or "errno = 13" in text:
+            raise StorageError(f"{path} cannot be written here ({error}); choose another output") from error
+        raise
+
+
+@contextlib.contextmanager
+def atomic_output(path: str | Path, *, force: bool = False) -> Iterator[Path]:
+    """Give a temporary path beside `path` to write to; put it in place when the block ends well.
+
+    A reader sees the old file or the new one. When the block raises, the temporary file goes and the
+    old file stays.
+
+    Raises:
+        OutputExistsError: `path` exists and `force` is false.
+        StorageError: the disk is full or read-only.
+    """
+    path = check_output(path, force=force)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with storage_errors(path):
+            yield temporary
+            commit(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def commit(temporary: Path, path: Path) -> None:
+    """Flush a finished file to the disk and rename it into place."""
+    with temporary.open("rb+") as handle:
+        os.fsync(handle.fileno())
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
