@@ -96,10 +96,10 @@ class EncodeConfig(Frozen):
 
     @property
     def fast(self) -> EncodeConfig:
-        """The same quality with global pre-selection: T = 2B pairs, at least A (method §8.2)."""
+        """The same quality with global pre-selection: T = 2B pairs, at least 32 (method §8.2)."""
         if self.A == 0:
             return self
-        return self.model_copy(update={"T": min(self.A * self.B, max(2 * self.B, self.A))})
+        return self.model_copy(update={"T": min(self.A * self.B, max(2 * self.B, 32))})
 
 
 class Preset(Frozen):
@@ -144,3 +144,53 @@ def preset(name: str) -> Preset:
         return PRESETS[name]
     except KeyError:
         raise UsageError(f"no preset {name!r}; there are {', '.join(PRESETS)}") from None
+
+
+class TrainConfig(Frozen):
+    """How a model is trained (method §4, §5, §8.5).
+
+    Exactly one of `samples` and `seconds` is the budget. `A` and `B` are the beam that finds the symbols
+    of training batches, which may be narrower than the one the model is used with.
+
+    Attributes:
+        lr: peak learning rate; None: chosen from the length of the run.
+        batch: vectors of one optimizer step, of one of its `accumulate` parts if there are several.
+        passes: optimizer passes over each encoded batch before it is encoded anew.
+        encode_batch: vectors encoded together.
+        clip: bound on each gradient entry; 0: none.
+        warmup: share of the budget in which the rate rises linearly.
+        schedule: "cosine" (a quarter wave down to `floor` of the peak) or "plateau" (method §5).
+        samples: training vectors to draw in all, counted once whatever `passes` is.
+        epoch_size: vectors between two validations; None: as many as there are, at most 500,000.
+        seconds: wall-clock budget of the training loop.
+        val: how many of the last vectors are set apart for validation.
+        noise: of the initial codebooks, as a share of their standard deviation.
+    """
+
+    recipe: Literal["fast", "paper"] = "fast"
+    optimizer: Literal["adamw", "adam"] = "adamw"
+    schedule: Literal["cosine", "plateau"] = "cosine"
+    lr: float | None = Field(default=None, gt=0)
+    weight_decay: float = Field(default=0.1, ge=0)
+    clip: float = Field(default=0.1, ge=0)
+    batch: int = Field(default=1024, ge=1)
+    accumulate: int = Field(default=1, ge=1)
+    passes: int = Field(default=2, ge=1)
+    encode_batch: int = Field(default=2048, ge=1)
+    A: int = Field(default=2, ge=0)
+    B: int = Field(default=1, ge=1)
+    warmup: float = Field(default=0.03, ge=0, lt=1)
+    floor: float = Field(default=1e-3, gt=0, le=1)
+    samples: int | None = Field(default=None, ge=1)
+    epoch_size: int | None = Field(default=None, ge=1)
+    seconds: float | None = Field(default=None, gt=0)
+    val: int = Field(default=10_000, ge=1)
+    seed: int = Field(default=0, ge=0)
+    noise: float = Field(default=0.1, ge=0)
+    kmeans_iterations: int = Field(default=10, ge=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.samples is None) == (self.seconds is None):
+            raise ValueError("give a number of samples (epochs) or a time, one of the two")
+        return self

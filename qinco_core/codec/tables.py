@@ -1,0 +1,105 @@
+"""A step's network rewritten so that no work is done twice (method §8.1).
+
+Everything before the first ReLU is a sum of a part that depends only on the codeword and one that
+depends only on the reconstruction:
+
+    z₀        = a[k] + P x̂        a = W_in C + W_cat,z W_in C + b      P = W_cat,x
+    W_up₁ z₀  = u[k] + V x̂        u = W_up₁ a                          V = W_up₁ W_cat,x
+
+The first parts are tables of K rows; the second cost one small product per reconstruction instead of one
+per candidate. Shapes: R rows (candidates), B reconstructions, D dimension, K codewords, E embedding
+width, H hidden width, L blocks.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from qinco_core.codec.network import Step
+from qinco_core.codec.precision import Plan
+
+
+class StepTables:
+    """The tables of one step, in the precision its products run in.
+
+    Attributes:
+        codebook: what f adds besides W_out z, float32 [K, D]: C, or zeros under QINCo1 rules.
+        preselect, preselect_norm: −2 G [K, D] and ‖G‖² [K]; None without pre-selection.
+        dtype: the precision of the products.
+    """
+
+    @torch.no_grad()
+    def __init__(self, step: Step, plan: Plan) -> None:
+        def ready(tensor: Tensor) -> Tensor:
+            return tensor.detach().to(plan.device, plan.dtype).contiguous()
+
+        E = len(step.b_cat)
+        c = step.codebook.detach().float()
+        z = c if step.w_in is None else F.linear(c, step.w_in)
+        a = z + F.linear(z, step.w_cat[:, :E], step.b_cat)
+        from_xhat, first = step.w_cat[:, E:], step.w_up[0]
+        self.dtype = plan.dtype
+        self.codebook = (c if step.residual_output else torch.zeros_like(c)).to(plan.device)
+        self.preselect = self.preselect_norm = None
+        if step.preselect is not None:
+            self.preselect = ready(-2 * step.preselect)
+            self.preselect_norm = ready(step.preselect.float().square().sum(1))
+        self._a, self._u = ready(a), ready(F.linear(a, first))
+        self._p, self._v = ready(from_xhat), ready(first @ from_xhat)
+        self._ups = [ready(up) for up in step.w_up[1:]]
+        self._downs = [ready(down) for down in step.w_down]
+        self._out = None if step.w_out is None else ready(step.w_out)
+        self._basis = None
+        if step.w_out is not None and E < step.w_out.shape[0]:
+            # W_out = basis · shape with orthonormal columns: errors can be told in E dimensions
+            basis, shape = torch.linalg.qr(step.w_out.detach().float())
+            self._basis = basis.T.contiguous().to(plan.device)
+            self._shape = ready(shape)
+            self._codebook_in = F.linear(self.codebook, self._basis)
+
+    def embed(self, k_R: Tensor, xhat_BD: Tensor, beam_R: Tensor | None = None) -> Tensor:
+        """z after the residual blocks, [R, E].
+
+        Args:
+            k_R: codewords.
+            xhat_BD: reconstructions in `dtype`.
+            beam_R: the reconstruction that goes with each codeword; None: row r goes with row r.
+        """
+        z = _sum_rows(self._a, k_R, F.linear(xhat_BD, self._p), beam_R)
+        h = _sum_rows(self._u, k_R, F.linear(xhat_BD, self._v), beam_R)
+        z.addmm_(_relu_(h), self._downs[0].T)
+        for up, down in zip(self._ups, self._downs[1:], strict=True):
+            z.addmm_(_relu_(F.linear(z, up)), down.T)
+        return z
+
+    def refine(self, z_RE: Tensor, k_R: Tensor) -> Tensor:
+        """f of method §2 from the embedding: what to add to the reconstruction, float32 [R, D]."""
+        out = z_RE if self._out is None else F.linear(z_RE, self._out)
+        return self.codebook.index_select(0, k_R).add_(out)
+
+    def errors(self, z_RE: Tensor, k_R: Tensor, residual_BD: Tensor, beam_R: Tensor) -> Tensor:
+        """‖r − f‖² of every candidate, float32 [R], r being its beam's residual."""
+        if self._basis is None:
+            return (residual_BD.index_select(0, beam_R).sub_(self.refine(z_RE, k_R))).square_().sum(1)
+        # f = c + basis · shape · z: the part of r − c outside the basis does not depend on z
+        c = self.codebook.index_select(0, k_R)
+        gap = residual_BD.index_select(0, beam_R).sub_(c)
+        inside = F.linear(residual_BD, self._basis).index_select(0, beam_R)
+        inside.sub_(self._codebook_in.index_select(0, k_R))
+        outside = gap.square_().sum(1) - inside.square().sum(1)
+        return outside + inside.sub_(F.linear(z_RE, self._shape)).square_().sum(1)
+
+
+def _sum_rows(table_KX: Tensor, k_R: Tensor, rows_BX: Tensor, beam_R: Tensor | None) -> Tensor:
+    """table[k] + rows[beam] for every r."""
+    return table_KX.index_select(0, k_R).add_(rows_BX if beam_R is None else rows_BX.index_select(0, beam_R))
+
+
+def _relu_(h: Tensor) -> Tensor:
+    """ReLU in place; a bfloat16 is negative where its bits, read as an integer, are."""
+    if h.dtype == torch.bfloat16:
+        h.view(torch.int16).clamp_min_(0)
+        return h
+    return h.relu_()

@@ -1,0 +1,55 @@
+"""Work shared by threads, each of which runs torch's operations by itself.
+
+The usual way, all threads sharing every operation, makes each wait for the others at the end of every
+one of them and sends a chunk through all their caches. Here a chunk stays with one core.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from qinco_core.codec.precision import Plan
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def run_parallel(work: Callable[[T], R], items: Sequence[T], plan: Plan) -> list[R]:
+    """`work` of every item, in order; on a CPU by the plan's threads, each with torch to itself."""
+    if plan.device.type != "cpu" or plan.threads == 1 or len(items) == 1:
+        return [work(item) for item in items]
+    shared = torch.get_num_threads()
+    torch.set_num_threads(1)  # MKL has one setting for the whole process
+    try:
+        return list(_pool(plan.threads).map(work, items))
+    finally:
+        torch.set_num_threads(shared)
+
+
+def map_rows(work: Callable[[Tensor], Tensor], rows: Tensor, size: int, plan: Plan) -> Tensor:
+    """Apply `work` to chunks of rows and join the results on the CPU, in order.
+
+    Args:
+        work: from a chunk on the plan's device to a tensor with as many rows; called by several threads.
+        rows: [N, ...], on any device.
+        size: rows of a chunk, at most.
+        plan: where to run, and on how many threads.
+    """
+    size = max(1, min(size, -(-len(rows) // plan.threads)))
+
+    def task(chunk: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return work(chunk.to(plan.device)).cpu()
+
+    return torch.cat(run_parallel(task, rows.split(size), plan))
+
+
+@functools.cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, "qinco", initializer=torch.set_num_threads, initargs=(1,))

@@ -1,0 +1,52 @@
+"""Packages that only some work needs, imported when that work is asked for."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import warnings
+from types import ModuleType
+from typing import Any
+
+from qinco_core.errors import DependencyError
+
+
+def import_faiss() -> ModuleType:
+    """The `faiss` module.
+
+    Raises:
+        DependencyError: it is not installed or does not load.
+    """
+    return _load("faiss", "Faiss", 'pip install "qinco[cpu]" (or "qinco[gpu]")')
+
+
+def import_pyplot() -> ModuleType:
+    """The `matplotlib.pyplot` module, drawing to files unless the program has set up a display before.
+
+    Raises:
+        DependencyError: it is not installed or does not load.
+    """
+    install = 'pip install "qinco[plot]"'
+    if "matplotlib.pyplot" not in sys.modules:
+        _load("matplotlib", "Matplotlib", install).use("Agg")
+    return _load("matplotlib.pyplot", "Matplotlib", install)
+
+
+def import_summary_writer() -> Any:
+    """The class `torch.utils.tensorboard.SummaryWriter`.
+
+    Raises:
+        DependencyError: TensorBoard is not installed or does not load.
+    """
+    module = _load("torch.utils.tensorboard", "TensorBoard", 'pip install "qinco[tensorboard]"')
+    return module.SummaryWriter
+
+
+def _load(module: str, name: str, install: str) -> ModuleType:
+    try:
+        with warnings.catch_warnings():
+            # their deprecation warnings are not for our users to act on
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return importlib.import_module(module)
+    except ImportError as error:
+        raise DependencyError(f"this needs {name}, which cannot be imported ({error}): {install}") from error

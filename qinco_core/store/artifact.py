@@ -1,0 +1,342 @@
+"""What all artifacts share: an HDF5 file whose root attributes say what it is and where it came from.
+
+HDF5 itself writes only to memory here. On a full disk it cannot close its file, complains on stderr
+and may crash the process; so it lays out the file without the data (`_Skeleton`), and ordinary writes,
+whose errors are exceptions, put layout and data on the disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import io
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from qinco_core.errors import ArtifactError, ArtifactVersionError, QincoError, StorageError, UsageError
+from qinco_core.files import atomic_output, existing_file
+
+FORMAT_VERSION = 1
+DIGEST_BYTES = 16
+SIGNATURE = b"\x89HDF\r\n\x1a\n"
+
+# the metadata of this generation carries checksums and has no flag that a crash leaves set
+_LIBVER = ("v108", "v108")
+_DAMAGE = (
+    OSError,
+    RuntimeError,
+    LookupError,
+    ValueError,
+    TypeError,
+    ArithmeticError,
+    AttributeError,
+    MemoryError,
+)
+
+
+@dataclass(frozen=True)
+class Parent:
+    """An artifact that another was made from."""
+
+    kind: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Header:
+    """What an artifact says of itself; `fingerprint` covers the content that matters, and not the time."""
+
+    kind: str
+    format_version: int
+    fingerprint: str
+    created: str
+    writer: str
+    config: dict[str, Any]
+    parents: tuple[Parent, ...]
+
+
+def digest(*buffers: Any) -> str:
+    """BLAKE2b-128 of the concatenated buffers, as 32 hexadecimal digits."""
+    state = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    for buffer in buffers:
+        state.update(buffer)
+    return state.hexdigest()
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys, no spaces and ASCII only, so that equal values are equal text.
+
+    Raises:
+        UsageError: the value holds something JSON has not, such as NaN.
+    """
+    try:
+        return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"this cannot be stored as JSON: {error}") from error
+
+
+def plain(value: Mapping[str, Any]) -> dict[str, Any]:
+    """The object as it comes back from JSON: text keys, and lists for tuples.
+
+    Raises:
+        UsageError: the value holds something JSON has not.
+    """
+    return dict(json.loads(canonical_json(dict(value))))
+
+
+def fingerprint_of(content: Mapping[str, Any]) -> str:
+    """The fingerprint of content described by a JSON object."""
+    return digest(canonical_json(content).encode())
+
+
+def writer_version() -> str:
+    """The version of qinco that runs."""
+    try:
+        return importlib.metadata.version("qinco")
+    except importlib.metadata.PackageNotFoundError:
+        return "0+unknown"
+
+
+def write_all(handle: Any, data: Any) -> None:
+    """Write every byte of `data`, also where an unbuffered file takes only a part at once."""
+    view = memoryview(data).cast("B")
+    while view:
+        view = view[handle.write(view) :]
+
+
+def refuse_newer(what: str, version: int, writer: str) -> None:
+    """Refuse a format of the future.
+
+    Raises:
+        ArtifactVersionError: `version` is above `FORMAT_VERSION`; the message names the qinco to install.
+    """
+    if version > FORMAT_VERSION:
+        raise ArtifactVersionError(
+            f"{what} has format version {version}, and this qinco ({writer_version()}) reads up to "
+            f"{FORMAT_VERSION}; install the one that wrote it: pip install 'qinco>={writer}'"
+        )
+
+
+@contextlib.contextmanager
+def damage_is_error(path: Path) -> Iterator[None]:
+    """Turn whatever a corrupted file at `path` makes h5py raise into an `ArtifactError`."""
+    try:
+        yield
+    except QincoError as error:
+        if isinstance(error, UsageError):  # a stored configuration that no configuration can be
+            raise ArtifactError(f"{path} is corrupted: {error}; make it again") from error
+        raise
+    except _DAMAGE as error:
+        raise ArtifactError(
+            f"{path} is corrupted, or no artifact of qinco: {error}; make it again"
+        ) from error
+
+
+@contextlib.contextmanager
+def open_artifact(path: str | Path, kind: str | None = None) -> Iterator[tuple[h5py.File, Header]]:
+    """Open an artifact for reading and give its HDF5 file and header.
+
+    Raises:
+        InputNotFoundError: it is not there.
+        ArtifactError: it is corrupted, foreign, or not of `kind`.
+        ArtifactVersionError: a newer qinco wrote it.
+    """
+    path = existing_file(path)
+    if first_bytes(path, len(SIGNATURE)) != SIGNATURE:
+        raise ArtifactError(f"{path} is not an artifact of qinco (not HDF5); check the path")
+    with contextlib.ExitStack() as stack:
+        with damage_is_error(path):
+            # the lock would refuse read-only and network disks; the rename already keeps readers safe
+            file = stack.enter_context(h5py.File(path, "r", locking=False))
+            header = _header(file, path)
+        if kind is not None and header.kind != kind:
+            raise ArtifactError(f"{path} holds {header.kind}, not {kind}; name a file of {kind}")
+        yield file, header
+
+
+def read_header(path: str | Path) -> Header:
+    """The header of an artifact of any kind; its content is not checked.
+
+    Raises:
+        InputNotFoundError: it is not there.
+        ArtifactError: it is corrupted or foreign.
+        ArtifactVersionError: a newer qinco wrote it.
+    """
+    with open_artifact(path) as (_, header):
+        return header
+
+
+def first_bytes(path: Path, count: int) -> bytes:
+    """The first bytes of a file.
+
+    Raises:
+        StorageError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as handle:
+            return handle.read(count)
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read ({error}); check its permissions") from error
+
+
+def text(value: Any) -> str:
+    """A string of HDF5, of fixed or variable length."""
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _header(file: h5py.File, path: Path) -> Header:
+    attributes = file.attrs
+    if "kind" not in attributes or "format_version" not in attributes:
+        raise ArtifactError(f"{path} is HDF5 but no artifact of qinco; check the path")
+    version, writer = int(attributes["format_version"]), text(attributes.get("writer", "?"))
+    refuse_newer(str(path), version, writer)
+    if version < 1:
+        raise ArtifactError(f"{path} is corrupted: format version {version}; make it again")
+    config = json.loads(text(attributes["config"]))
+    if not isinstance(config, dict):
+        raise ArtifactError(f"{path} is corrupted: its config is no JSON object; make it again")
+    return Header(
+        kind=text(attributes["kind"]),
+        format_version=version,
+        fingerprint=text(attributes["fingerprint"]),
+        created=text(attributes["created"]),
+        writer=writer,
+        config=config,
+        parents=tuple(Parent(**parent) for parent in json.loads(text(attributes["parents"]))),
+    )
+
+
+class ArtifactWriter:
+    """Lays out an artifact and writes its data; made by `create_artifact`."""
+
+    def __init__(self, handle: BinaryIO, layout: h5py.File) -> None:
+        self._handle = handle
+        self._layout = layout
+        self._header: Header | None = None
+
+    def dataset(self, name: str, shape: tuple[int, ...], dtype: Any) -> h5py.Dataset:
+        """Reserve contiguous space for a dataset."""
+        properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+        folders = h5py.h5p.create(h5py.h5p.LINK_CREATE)
+        folders.set_create_intermediate_group(True)
+        stored = h5py.h5t.py_create(np.dtype(dtype), logical=True)
+        space = h5py.h5s.create_simple(shape) if shape else h5py.h5s.create(h5py.h5s.SCALAR)
+        # h5py's create_dataset ignores these properties for scalars
+        made = h5py.h5d.create(self._layout.id, name.encode(), stored, space, properties, folders)
+        return h5py.Dataset(made)
+
+    def group(self, name: str) -> None:
+        """Make a group, so that it is there also when nothing is in it."""
+        self._layout.create_group(name)
+
+    def write(self, dataset: h5py.Dataset, data: NDArray[Any], row: int = 0) -> None:
+        """Write `data`, C order and of the dataset's dtype, from its row `row` on."""
+        if data.size:
+            row_bytes = data.nbytes // len(data) if data.ndim else 0
+            self._handle.seek(dataset.id.get_offset() + row * row_bytes)
+            write_all(self._handle, data.reshape(-1).view(np.uint8))
+
+    def text(self, name: str, value: str) -> None:
+        """Write a string dataset with its digest."""
+        raw = value.encode()
+        dataset = self.dataset(name, (), h5py.string_dtype("utf-8", len(raw)))
+        self.write(dataset, np.frombuffer(raw, np.uint8))
+        self.attribute(dataset, "digest", digest(raw))
+
+    @staticmethod
+    def attribute(owner: h5py.Dataset | h5py.File, name: str, value: str) -> None:
+        """Set a string attribute; fixed length keeps it inside the checksummed object header."""
+        owner.attrs.create(name, value, dtype=h5py.string_dtype("utf-8", len(value.encode())))
+
+    def finish(
+        self, kind: str, fingerprint: str, config: dict[str, Any], parents: tuple[Parent, ...]
+    ) -> None:
+        """Write the header; without it the artifact is not put in place."""
+        created = datetime.now(UTC).isoformat(timespec="seconds")
+        header = Header(kind, FORMAT_VERSION, fingerprint, created, writer_version(), config, parents)
+        for name in ("kind", "fingerprint", "created", "writer"):
+            self.attribute(self._layout, name, getattr(header, name))
+        self.attribute(self._layout, "config", canonical_json(config))
+        self.attribute(self._layout, "parents", canonical_json([asdict(parent) for parent in parents]))
+        self._layout.attrs.create("format_version", FORMAT_VERSION, dtype="<i4")
+        self._header = header
+
+    @property
+    def header(self) -> Header:
+        """The header that `finish` wrote."""
+        if self._header is None:
+            raise RuntimeError("finish() was not called")
+        return self._header
+
+
+@contextlib.contextmanager
+def create_artifact(path: str | Path, *, force: bool = False) -> Iterator[ArtifactWriter]:
+    """Write an artifact that appears at `path` when the block ends well.
+
+    Raises:
+        OutputExistsError: `path` exists and `force` is false.
+        StorageError: the disk is full or read-only.
+    """
+    with atomic_output(path, force=force) as temporary, temporary.open("wb", buffering=0) as handle:
+        skeleton = _Skeleton()
+        with h5py.File(skeleton, "w", libver=_LIBVER) as layout:
+            writer = ArtifactWriter(handle, layout)
+            yield writer
+            _ = writer.header
+        skeleton.write_to(handle)
+
+
+class _Skeleton(io.RawIOBase):
+    """A file in memory that keeps only what is written to it: a few kilobytes, however long the file."""
+
+    def __init__(self) -> None:
+        self._writes: list[tuple[int, bytes]] = []
+        self._position = self._size = 0
+
+    def write_to(self, handle: BinaryIO) -> None:
+        """Write all blocks at their places in another file, of the same length."""
+        for offset, data in self._writes:
+            handle.seek(offset)
+            write_all(handle, data)
+        handle.truncate(self._size)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = start + offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def write(self, data: Any) -> int:
+        raw = bytes(data)
+        self._writes.append((self._position, raw))
+        self._position += len(raw)
+        self._size = max(self._size, self._position)
+        return len(raw)
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        begin, count = self._position, max(0, min(len(view), self._size - self._position))
+        view[:count] = bytes(count)
+        for offset, data in self._writes:
+            low, high = max(begin, offset), min(begin + count, offset + len(data))
+            if low < high:
+                view[low - begin : high - begin] = data[low - offset : high - offset]
+        self._position += count
+        return count
+
+    def truncate(self, size: int | None = None) -> int:
+        self._size = self._position if size is None else size
+        return self._size

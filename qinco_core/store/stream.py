@@ -1,0 +1,262 @@
+"""Codes on their way between processes and machines: an Arrow IPC stream.
+
+The schema's metadata says what the codes are; after the last batch comes a closing record without rows
+whose metadata holds the count and a checksum of everything, then Arrow's end-of-stream mark. A stream
+without these was cut. Memory is bounded by one batch at both ends.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import ArrayLike
+
+from qinco_core.errors import ArtifactError, ArtifactVersionError, QincoError, StreamError, UsageError
+from qinco_core.files import storage_errors
+from qinco_core.store.artifact import (
+    FORMAT_VERSION,
+    canonical_json,
+    fingerprint_of,
+    first_bytes,
+    refuse_newer,
+    write_all,
+    writer_version,
+)
+from qinco_core.store.spec import Codes, CodesSpec, ContentHash, Ids, check_rows
+
+BATCH_ROWS = 65536
+MESSAGE_BYTES = 1 << 28  # no message of a stream of codes is larger; a damaged length may say so
+_END = b"\xff\xff\xff\xff\0\0\0\0"
+_PREFIX = "qinco."
+_NUMBERS = ("D", "M", "K")
+
+
+def is_stream(path: str | Path) -> bool:
+    """Whether a file begins like an Arrow IPC stream; an HDF5 artifact does not.
+
+    Raises:
+        StorageError: it cannot be read.
+    """
+    return first_bytes(Path(path), 4) == _END[:4]
+
+
+def _schema(metadata: Mapping[str, str], spec: CodesSpec, *, with_ids: bool) -> Any:
+    fields = [pa.field("code", pa.binary(spec.code_bytes), nullable=False)]
+    if with_ids:
+        fields.append(pa.field("id", pa.int64(), nullable=False))
+    return pa.schema(fields, metadata=dict(metadata))
+
+
+def _metadata(spec: CodesSpec, count: int | None) -> dict[str, str]:
+    values = {
+        "kind": "codes",
+        "format_version": str(FORMAT_VERSION),
+        "writer": writer_version(),
+        "model": spec.model,
+        "dtype": spec.dtype,
+        "encoder": canonical_json(spec.encoder),
+    } | {name: str(getattr(spec, name)) for name in _NUMBERS}
+    if count is not None:
+        values["count"] = str(count)
+    return {_PREFIX + name: value for name, value in values.items()}
+
+
+def _checksum(metadata: Mapping[str, str], content: ContentHash) -> str:
+    ours = {name: value for name, value in metadata.items() if name.startswith(_PREFIX)}
+    return fingerprint_of({"metadata": ours} | content.content())
+
+
+class StreamWriter:
+    """Writes codes to a pipe or file; a context manager whose normal end closes the stream properly.
+
+    When the block raises, the closing record is left out, so that the reader sees a cut stream. The
+    sink itself stays open. A sink that is a broken pipe raises `BrokenPipeError`.
+    """
+
+    def __init__(self, sink: BinaryIO, spec: CodesSpec, *, with_ids: bool, count: int | None) -> None:
+        self.spec = spec
+        self.with_ids = with_ids
+        self._sink = sink
+        self._count = count
+        self._metadata = _metadata(spec, count)
+        self._schema = _schema(self._metadata, spec, with_ids=with_ids)
+        self._hash = ContentHash(with_ids=with_ids)
+        self._writer: Any = None
+
+    def append(self, codes: Codes, ids: ArrayLike | None = None) -> None:
+        """Send rows: packed codes uint8 [n, code_bytes], ids of integers [n] if the stream has ids.
+
+        Raises:
+            DimensionError: a shape does not fit.
+            StorageError: the disk behind the sink is full.
+            UsageError: a dtype does not fit, ids are missing, or there are more rows than announced.
+        """
+        codes, rows = check_rows(codes, ids, self.spec, with_ids=self.with_ids)
+        if self._count is not None and self._hash.count + len(codes) > self._count:
+            raise UsageError(f"the stream was announced with {self._count} codes; more than that came")
+        for at in range(0, len(codes), BATCH_ROWS):
+            part = np.ascontiguousarray(codes[at : at + BATCH_ROWS])
+            numbers = None if rows is None else np.ascontiguousarray(rows[at : at + BATCH_ROWS])
+            self._hash.update(part, numbers)
+            self._send(self._batch(part, numbers))
+
+    def _batch(self, codes: Codes, ids: Ids | None) -> Any:
+        kind, count = pa.binary(self.spec.code_bytes), len(codes)
+        columns = [pa.FixedSizeBinaryArray.from_buffers(kind, count, [None, pa.py_buffer(codes)])]
+        if ids is not None:
+            columns.append(pa.Int64Array.from_buffers(pa.int64(), count, [None, pa.py_buffer(ids)]))
+        return pa.RecordBatch.from_arrays(columns, schema=self._schema)
+
+    def _send(self, batch: Any, metadata: dict[str, str] | None = None) -> None:
+        with storage_errors(getattr(self._sink, "name", "the output stream")):
+            self._writer.write_batch(batch, custom_metadata=metadata)
+
+    def _close(self) -> None:
+        if self._count is not None and self._hash.count != self._count:
+            raise ArtifactError(f"the stream was announced with {self._count} codes; {self._hash.count} came")
+        none = self._batch(
+            np.empty((0, self.spec.code_bytes), np.uint8), np.empty(0, np.int64) if self.with_ids else None
+        )
+        checksum = _checksum(self._metadata, self._hash)
+        self._send(none, {f"{_PREFIX}count": str(self._hash.count), f"{_PREFIX}checksum": checksum})
+        with storage_errors(getattr(self._sink, "name", "the output stream")):
+            self._writer.close()
+            self._sink.flush()
+
+    def __enter__(self) -> Self:
+        with storage_errors(getattr(self._sink, "name", "the output stream")):
+            self._writer = pa.ipc.new_stream(_Outlet(self._sink), self._schema)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._close()
+
+
+class StreamReader:
+    """Reads codes from a pipe or file, batch by batch; iterate it once, to its end.
+
+    `spec`, `with_ids` and `count` (None where the sender did not know it) are there at once. Batches
+    are (codes uint8 [n, code_bytes], ids int64 [n] or None), read-only. Only when the iteration has
+    ended without an error is the stream known to be whole.
+
+    Raises:
+        StreamError: it is no stream of codes, or was cut, or damaged; also while iterating.
+        ArtifactVersionError: a newer qinco wrote it.
+    """
+
+    def __init__(self, source: BinaryIO) -> None:
+        self._inlet = _Inlet(source)
+        self._reader = _guarded(lambda: pa.ipc.open_stream(self._inlet))
+        try:
+            schema = self._reader.schema
+            self._metadata = {k.decode(): v.decode() for k, v in (schema.metadata or {}).items()}
+            self.spec, self.count = self._parse()
+            self.with_ids = "id" in schema.names
+        except ArtifactVersionError:
+            raise
+        except (ValueError, KeyError, TypeError) as error:
+            raise StreamError(f"this stream carries no codes ({error}); send it with qinco") from error
+        if not schema.equals(_schema({}, self.spec, with_ids=self.with_ids)):
+            raise StreamError("the stream has other columns than codes and ids; send it again")
+
+    def _parse(self) -> tuple[CodesSpec, int | None]:
+        values = {name.removeprefix(_PREFIX): value for name, value in self._metadata.items()}
+        if values["kind"] != "codes":
+            raise ValueError(f"kind {values['kind']!r}")
+        refuse_newer("the stream", int(values["format_version"]), values.get("writer", "?"))
+        spec = CodesSpec.parse(
+            {name: int(values[name]) for name in _NUMBERS}
+            | {"model": values["model"], "dtype": values["dtype"], "encoder": json.loads(values["encoder"])}
+        )
+        return spec, int(values["count"]) if "count" in values else None
+
+    def __iter__(self) -> Iterator[tuple[Codes, Ids | None]]:
+        content = ContentHash(with_ids=self.with_ids)
+        batches = self._reader.iter_batches_with_custom_metadata()
+        while (item := _guarded(lambda: next(batches, None))) is not None:
+            if item.custom_metadata is not None:
+                _guarded(lambda: self._check_end(item.custom_metadata, content, next(batches, None)))
+                return
+            codes, ids = _guarded(lambda: self._rows(item.batch))
+            content.update(codes, ids)
+            yield codes, ids
+        raise StreamError(f"the stream was cut after {content.count} codes; send it again")
+
+    def _rows(self, batch: Any) -> tuple[Codes, Ids | None]:
+        batch.validate()
+        if any(column.null_count or column.offset for column in batch.columns):
+            raise StreamError("the stream has rows without codes; send it again")
+        count, width = batch.num_rows, self.spec.code_bytes
+        # the buffers say how long they are, so numpy refuses a row count that is too large
+        codes = np.frombuffer(_data(batch, 0), np.uint8, count * width).reshape(count, width)
+        return codes, np.frombuffer(_data(batch, 1), "<i8", count) if self.with_ids else None
+
+    def _check_end(self, closing: Any, content: ContentHash, further: Any) -> None:
+        said = {key.decode(): value.decode() for key, value in closing.items()}
+        if further is not None or self._inlet.tail != _END:
+            raise StreamError(f"the stream does not end after its {content.count} codes; send it again")
+        declared = content.count if self.count is None else self.count
+        announced = int(said[f"{_PREFIX}count"])
+        if not announced == content.count == declared:
+            raise StreamError(f"the stream lost codes: {content.count} of {announced} came; send it again")
+        if said[f"{_PREFIX}checksum"] != _checksum(self._metadata, content):
+            raise StreamError("the stream was damaged: its checksum is wrong; send it again")
+
+
+def _data(batch: Any, column: int) -> Any:
+    buffer = batch.column(column).buffers()[1]
+    return b"" if buffer is None else buffer
+
+
+def _guarded(step: Any) -> Any:
+    """Run a step of reading; whatever damaged bytes make Arrow raise becomes a `StreamError`."""
+    try:
+        return step()
+    except QincoError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, EOFError, MemoryError) as error:
+        raise StreamError(f"the stream was cut or damaged ({error}); send it again") from error
+
+
+class _Outlet(io.RawIOBase):
+    """A sink that Arrow may close, and that takes all bytes, over one that stays open."""
+
+    def __init__(self, sink: BinaryIO) -> None:
+        self._sink = sink
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        write_all(self._sink, data)
+        return len(data)
+
+
+class _Inlet(io.RawIOBase):
+    """A source that gives as many bytes as were asked for, and remembers the last ones."""
+
+    def __init__(self, source: BinaryIO) -> None:
+        self._source = source
+        self.tail = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= MESSAGE_BYTES:
+            raise StreamError(f"the stream was damaged: a message of {size} bytes; send it again")
+        raw = bytearray()
+        while len(raw) < size and (part := self._source.read(min(size - len(raw), 1 << 20))):
+            raw += part
+        self.tail = (self.tail + raw[-len(_END) :])[-len(_END) :]
+        return bytes(raw)

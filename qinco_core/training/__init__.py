@@ -1,0 +1,1 @@
+"""From vectors to a model: initialisation, batches, the loss, the loop, checkpoints."""

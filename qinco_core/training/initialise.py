@@ -1,0 +1,112 @@
+"""Where training starts: normalisation, residual k-means for the codebooks, random weights (method §2, §5).
+
+Shapes: N vectors, D dimension, K codewords.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from qinco_core.codec.network import Network, Step
+from qinco_core.codec.precision import Plan
+from qinco_core.codec.workers import run_parallel
+from qinco_core.progress import Progress
+
+
+def initialise(
+    network: Network,
+    x_ND: Tensor,
+    *,
+    noise: float,
+    iterations: int,
+    generator: torch.Generator,
+    plan: Plan,
+    progress: Progress,
+    stop: Callable[[], bool],
+) -> None:
+    """Fill `network` in place with its starting weights.
+
+    Args:
+        network: its normalisation (and centroids, with an IVF) are set already.
+        x_ND: normalised training vectors, float32, overwritten with what plain residual quantization
+            leaves of them.
+        noise: of the codebooks, as a share of their standard deviation.
+        iterations: of each k-means.
+        generator: the source of all randomness.
+        plan: threads.
+        progress: told each k-means iteration.
+        stop: asked at each iteration; true raises KeyboardInterrupt.
+    """
+    config = network.config
+    progress.begin("residual quantization", config.M * iterations, "iterations")
+    if network.centroids is not None:
+        x_ND -= network.centroids[nearest(x_ND, network.centroids, plan)]
+    for m in range(config.M):
+        centroids = kmeans(x_ND, config.K, iterations, generator, plan, progress, stop)
+        x_ND -= centroids[nearest(x_ND, centroids, plan)]
+        spread = noise * centroids.std()
+
+        def noisy(c_KD: Tensor = centroids, spread: Tensor = spread) -> Tensor:
+            return c_KD + spread * torch.randn(c_KD.shape, generator=generator)
+
+        if network.codebook0 is not None and m == 0:
+            network.codebook0.data.copy_(noisy())
+            continue
+        step = network.steps[m - (network.codebook0 is not None)]
+        assert isinstance(step, Step)
+        step.codebook.data.copy_(noisy())
+        if step.preselect is not None:
+            step.preselect.data.copy_(noisy())
+        initialise_weights(step, generator)
+    progress.end()
+
+
+def initialise_weights(step: Step, generator: torch.Generator) -> None:
+    """The matrices of a step: all Kaiming-uniform under QINCo1 rules, else zero where §2 says so."""
+    matrices = [*step.w_up, *(w for w in (step.w_in, step.w_out) if w is not None)]
+    if not step.residual_output:
+        matrices += [step.w_cat, *step.w_down]
+        bound = 1 / math.sqrt(step.w_cat.shape[1])
+        nn.init.uniform_(step.b_cat, -bound, bound, generator=generator)
+    for matrix in matrices:
+        nn.init.kaiming_uniform_(matrix, a=math.sqrt(5), generator=generator)
+
+
+def kmeans(
+    x_ND: Tensor,
+    K: int,
+    iterations: int,
+    generator: torch.Generator,
+    plan: Plan,
+    progress: Progress,
+    stop: Callable[[], bool],
+) -> Tensor:
+    """Lloyd's k-means from random vectors; an empty cluster is re-seeded with a random vector. [K, D]."""
+    centroids = x_ND[torch.randperm(len(x_ND), generator=generator)[:K]].clone()
+    for _ in range(iterations):
+        if stop():
+            raise KeyboardInterrupt
+        k_N = nearest(x_ND, centroids, plan)
+        counts = torch.bincount(k_N, minlength=K)
+        centroids.zero_().index_add_(0, k_N, x_ND).div_(counts.clamp(min=1)[:, None])
+        empty = counts == 0
+        if empty.any():
+            centroids[empty] = x_ND[torch.randint(len(x_ND), (int(empty.sum()),), generator=generator)]
+        progress.advance(1)
+    return centroids
+
+
+def nearest(x_ND: Tensor, centroids_KD: Tensor, plan: Plan) -> Tensor:
+    """The nearest centroid of each vector, int64 [N]."""
+    norm_K = centroids_KD.square().sum(1)
+
+    def assign(chunk: Tensor) -> Tensor:
+        return torch.addmm(norm_K, chunk, centroids_KD.T, alpha=-2).argmin(1)
+
+    # 4 MiB of distances at a time
+    size = max(1, (1 << 20) // len(centroids_KD))
+    return torch.cat(run_parallel(assign, x_ND.split(size), plan))

@@ -1,0 +1,64 @@
+"""Rows of a file through memory maps that live no longer than one read.
+
+A map of the whole file would let the resident memory grow to the file's size; a window does not.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import weakref
+from typing import BinaryIO
+
+import numpy as np
+
+from qinco_core.errors import VectorFileError
+from qinco_core.vectors.base import Array, DType, Layout
+
+
+class MappedRows:
+    """`Rows` of an open file, of which its own descriptor is kept; `layout.count` must be known."""
+
+    def __init__(self, handle: BinaryIO, layout: Layout, count: int, name: str) -> None:
+        self.layout = layout
+        self._count = count
+        self._name = name
+        self._descriptor = os.dup(handle.fileno())
+        weakref.finalize(self, os.close, self._descriptor)
+
+    def fetch(self, start: int, stop: int) -> Array:
+        """Rows start..stop-1 as a fresh [stop - start, D] array.
+
+        Raises:
+            VectorFileError: a row header differs from D, or the file has shrunk since it was opened.
+        """
+        if start == stop:
+            return np.empty((0, self.layout.D), self.layout.native)
+        return self.layout.decode(self._records(start, stop), range(start, stop), self._name)
+
+    def gather(self, rows: Array) -> Array:
+        """The rows of those numbers (int64 [n], at least one) as a fresh [n, D] array.
+
+        Raises:
+            VectorFileError: as in `fetch`.
+        """
+        first = int(rows.min())
+        records = self._records(first, int(rows.max()) + 1)
+        return self.layout.decode(records[rows - first], rows, self._name)
+
+    def _records(self, start: int, stop: int) -> Array:
+        """A view of records start..stop-1 that keeps its map alive."""
+        layout = self.layout
+        if layout.fortran:
+            columns = self._map(layout.offset, (layout.D, self._count), layout.dtype)
+            return columns.T[start:stop]
+        return self._map(layout.offset + start * layout.row_bytes, (stop - start,), layout.record)
+
+    def _map(self, offset: int, shape: tuple[int, ...], dtype: DType) -> Array:
+        margin = offset % mmap.ALLOCATIONGRANULARITY
+        length = margin + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        try:
+            memory = mmap.mmap(self._descriptor, length, access=mmap.ACCESS_READ, offset=offset - margin)
+        except ValueError as error:
+            raise VectorFileError(f"{self._name} became shorter while it was read; run again") from error
+        return np.ndarray(shape, dtype, buffer=memory, offset=margin)

@@ -1,0 +1,102 @@
+"""Files of former versions stay readable.
+
+`golden/vN` was written once, by the first release of format version N, and is never written again. For
+a new format version: raise `FORMAT_VERSION`, run `python tests/store/test_golden_files.py`, commit the
+new folder, and keep the old ones passing.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qinco_core.config import EncodeConfig, ModelConfig
+from qinco_core.store import (
+    FORMAT_VERSION,
+    CodesSpec,
+    StreamReader,
+    StreamWriter,
+    check_lineage,
+    create_codes,
+    load_checkpoint,
+    load_model,
+    open_codes,
+    save_checkpoint,
+    save_model,
+    verify,
+)
+
+GOLDEN = Path(__file__).parent / "golden"
+FINGERPRINTS = {
+    "v1": {
+        "model.h5": "3a8152d74de46bedebcd370d6d19995d",
+        "codes.h5": "4b0e4ce9a9d92b75a712d2786e89d1d9",
+        "training.h5": "5ffec07437af74bb0abf279ec2db0134",
+    },
+}
+
+CONFIG = ModelConfig(D=4, M=3, K=16, L=1, E=4, H=3)
+TENSORS = {
+    "data_std": np.array(1.5, "f4"),
+    "steps.1.w_up": np.arange(12, dtype="f4").reshape(3, 4) / 8,
+}
+ARRAYS = {"rng": np.arange(20, dtype="u1"), "used": np.array([True, False]), "lr": np.array(1e-3)}
+STATE = {"step": 7, "loss": [0.25, 1e-300]}
+CODES = (np.arange(25 * 2) * 37 % 251).astype("u1").reshape(25, 2)
+IDS = np.arange(25) * 10**15 - 3
+
+
+def spec(model):
+    return CodesSpec(model=model, D=4, M=3, K=16, dtype="float32", encoder={"A": 0, "B": 1})
+
+
+def write(folder):
+    folder.mkdir(parents=True)
+    header = save_model(folder / "model.h5", CONFIG, EncodeConfig(A=0, B=1), TENSORS, training={"mse": 0.5})
+    codes = {"spec": spec(header.fingerprint), "with_ids": True, "count": 25}
+    with create_codes(folder / "codes.h5", **codes, source_stamp="", chunk_rows=10) as out:
+        out.append(CODES, IDS)
+    with (folder / "codes.arrow").open("wb") as sink, StreamWriter(sink, **codes) as out:
+        out.append(CODES, IDS)
+    save_checkpoint(folder / "training.h5", config={"lr": 0.1}, arrays=ARRAYS, state=STATE)
+
+
+def test_every_version_is_here():
+    assert sorted(path.name for path in GOLDEN.iterdir()) == [f"v{n + 1}" for n in range(FORMAT_VERSION)]
+
+
+@pytest.mark.parametrize("version", FINGERPRINTS)
+def test_golden_files_are_read_and_verified(version):
+    folder = GOLDEN / version
+    for path in folder.iterdir():
+        assert verify(path).ok, verify(path).checks
+    stored = load_model(folder / "model.h5")
+    assert (stored.config, stored.training, stored.encode.B) == (CONFIG, {"mse": 0.5}, 1)
+    for name, tensor in TENSORS.items():
+        np.testing.assert_array_equal(stored.tensors[name], tensor)
+    with open_codes(folder / "codes.h5") as file, (folder / "codes.arrow").open("rb") as source:
+        reader = StreamReader(source)
+        check_lineage(file.spec, stored.header)
+        assert file.spec == reader.spec == spec(stored.header.fingerprint)
+        assert len(file) == reader.count == 25
+        for codes, ids in [(file.read(0, 25), file.ids(0, 25)), *reader]:
+            np.testing.assert_array_equal(codes, CODES)
+            np.testing.assert_array_equal(ids, IDS)
+    config, arrays, state = load_checkpoint(folder / "training.h5")
+    assert (config, state) == ({"lr": 0.1}, STATE)
+    for name, array in ARRAYS.items():
+        np.testing.assert_array_equal(arrays[name], array)
+        assert arrays[name].dtype == array.dtype
+
+
+@pytest.mark.parametrize("version", FINGERPRINTS)
+def test_fingerprints_do_not_change(tmp_path, version):
+    write(tmp_path / "new")
+    for name, fingerprint in FINGERPRINTS[version].items():
+        for folder in (GOLDEN / version, tmp_path / "new"):
+            report = verify(folder / name)
+            assert report.header is not None and report.header.fingerprint == fingerprint
+
+
+if __name__ == "__main__":
+    write(GOLDEN / f"v{FORMAT_VERSION}")
