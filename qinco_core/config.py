@@ -163,7 +163,7 @@ class TrainConfig(Frozen):
         samples: training vectors to draw in all, counted once whatever `passes` is.
         epoch_size: vectors between two validations; None: as many as there are, at most 500,000.
         seconds: wall-clock budget of the training loop.
-        val: how many of the last vectors are set apart for validation.
+        val: how many of the last vectors are set apart for validation; None: 10,000, or a tenth if that is less.
         noise: of the initial codebooks, as a share of their standard deviation.
     """
 
@@ -184,7 +184,7 @@ class TrainConfig(Frozen):
     samples: int | None = Field(default=None, ge=1)
     epoch_size: int | None = Field(default=None, ge=1)
     seconds: float | None = Field(default=None, gt=0)
-    val: int = Field(default=10_000, ge=1)
+    val: int | None = Field(default=None, ge=1)
     seed: int = Field(default=0, ge=0)
     noise: float = Field(default=0.1, ge=0)
     kmeans_iterations: int = Field(default=10, ge=1)

@@ -1,6 +1,7 @@
 """Rows of a file through memory maps that live no longer than one read.
 
 A map of the whole file would let the resident memory grow to the file's size; a window does not.
+Scattered rows are read one by one.
 """
 
 from __future__ import annotations
@@ -42,9 +43,8 @@ class MappedRows:
         Raises:
             VectorFileError: as in `fetch`.
         """
-        first = int(rows.min())
-        records = self._records(first, int(rows.max()) + 1)
-        return self.layout.decode(records[rows - first], rows, self._name)
+        records = self._records(0, self._count)[rows] if self.layout.fortran else self._read_rows(rows)
+        return self.layout.decode(records, rows, self._name)
 
     def _records(self, start: int, stop: int) -> Array:
         """A view of records start..stop-1 that keeps its map alive."""
@@ -54,11 +54,23 @@ class MappedRows:
             return columns.T[start:stop]
         return self._map(layout.offset + start * layout.row_bytes, (stop - start,), layout.record)
 
+    def _read_rows(self, rows: Array) -> Array:
+        # touching a mapped row may map megabytes around it; reading it takes its bytes alone
+        layout, size = self.layout, self.layout.row_bytes
+        raw = np.empty((len(rows), size), np.uint8)
+        for row, place in zip(rows.tolist(), raw, strict=True):
+            if os.preadv(self._descriptor, [place.data], layout.offset + row * size) != size:
+                raise self._shrunk()
+        return np.ndarray((len(rows),), layout.record, buffer=raw)
+
     def _map(self, offset: int, shape: tuple[int, ...], dtype: DType) -> Array:
         margin = offset % mmap.ALLOCATIONGRANULARITY
         length = margin + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
         try:
             memory = mmap.mmap(self._descriptor, length, access=mmap.ACCESS_READ, offset=offset - margin)
         except ValueError as error:
-            raise VectorFileError(f"{self._name} became shorter while it was read; run again") from error
+            raise self._shrunk() from error
         return np.ndarray(shape, dtype, buffer=memory, offset=margin)
+
+    def _shrunk(self) -> VectorFileError:
+        return VectorFileError(f"{self._name} became shorter while it was read; run again")

@@ -5,9 +5,13 @@ a new format version: raise `FORMAT_VERSION`, run `python tests/store/test_golde
 new folder, and keep the old ones passing.
 """
 
+import hashlib
+import json
 from pathlib import Path
 
+import h5py
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from qinco_core.config import EncodeConfig, ModelConfig
@@ -96,6 +100,41 @@ def test_fingerprints_do_not_change(tmp_path, version):
         for folder in (GOLDEN / version, tmp_path / "new"):
             report = verify(folder / name)
             assert report.header is not None and report.header.fingerprint == fingerprint
+
+
+def test_the_documented_format_is_enough():
+    """What docs/artifacts.md says, without any code of the store."""
+
+    def digest(raw):
+        return hashlib.blake2b(raw, digest_size=16).hexdigest()
+
+    def fingerprint(content):
+        return digest(json.dumps(content, sort_keys=True, separators=(",", ":")).encode())
+
+    with h5py.File(GOLDEN / "v1" / "model.h5") as file:
+        model, config = file.attrs["fingerprint"].decode(), json.loads(file.attrs["config"])
+        entries = [
+            [name, "<f4", list(data.shape), digest(data[()].tobytes())]
+            for name, data in sorted(file["tensors"].items())
+        ]
+    assert model == fingerprint({"kind": "model", "config": config["model"], "arrays": entries})
+
+    with h5py.File(GOLDEN / "v1" / "codes.h5") as file:
+        config, codes, ids = json.loads(file.attrs["config"]), file["codes"][()], file["ids"][()]
+        rows = [slice(at, at + config["chunk_rows"]) for at in range(0, len(codes), config["chunk_rows"])]
+        assert [bytes(mark).hex() for mark in file["digests"]] == [
+            digest(codes[part].tobytes() + ids[part].tobytes()) for part in rows
+        ]
+        content = {"count": len(codes), "codes": digest(codes.tobytes()), "ids": digest(ids.tobytes())}
+        sizes = {name: config[name] for name in ("model", "M", "K")}
+        assert config["model"] == model
+        assert file.attrs["fingerprint"].decode() == fingerprint({"kind": "codes"} | sizes | content)
+
+    reader = pa.ipc.open_stream((GOLDEN / "v1" / "codes.arrow").read_bytes())
+    metadata = {key.decode(): value.decode() for key, value in reader.schema.metadata.items()}
+    *_, (last, closing) = reader.iter_batches_with_custom_metadata()
+    assert last.num_rows == 0 and closing[b"qinco.count"] == b"25"
+    assert closing[b"qinco.checksum"].decode() == fingerprint({"metadata": metadata} | content)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import threading
@@ -139,10 +140,10 @@ def test_an_endless_pipe_is_read_no_further_than_needed() -> None:
     reading, writing = os.pipe()
 
     def pour() -> None:
-        with os.fdopen(writing, "wb") as pipe, pytest.raises(BrokenPipeError):
+        with contextlib.suppress(BrokenPipeError):
             while True:
-                pipe.write(row * 100)
-                pipe.flush()
+                os.write(writing, row * 100)
+        os.close(writing)
 
     thread = threading.Thread(target=pour)
     thread.start()

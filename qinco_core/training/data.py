@@ -1,0 +1,83 @@
+"""The training vectors: split, normalisation, and the order in which they are drawn.
+
+Shapes: N training vectors, D dimension.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qinco_core.codec.network import Network
+from qinco_core.config import ModelConfig, TrainConfig
+from qinco_core.errors import UsageError
+from qinco_core.vectors import VectorFile
+
+_BLOCK = 1 << 16
+# what the initialisation may hold in memory
+_SAMPLE_BYTES = 2 << 30
+
+
+class TrainingData:
+    """A file of vectors, its last `val` rows set apart."""
+
+    def __init__(self, vectors: VectorFile, model: ModelConfig, config: TrainConfig) -> None:
+        val = config.val or min(10_000, max(1, len(vectors) // 10))
+        N = len(vectors) - val
+        if N < model.K:
+            raise UsageError(
+                f"{vectors.name} has {len(vectors)} vectors; {val} of them are for validation (--val) and "
+                f"training needs at least K = {model.K} others: give more vectors, or a smaller --val or --K"
+            )
+        self.stamp = vectors.stamp
+        self.train = vectors.section(0, N)
+        self.val = vectors.section(N, len(vectors))
+        self.batch = min(config.encode_batch, N)
+        self._seed = config.seed
+        self._epoch = -1
+        self._order = torch.empty(0, dtype=torch.int64)
+
+    def __len__(self) -> int:
+        """Training vectors N."""
+        return len(self.train)
+
+    def draw(self, number: int) -> Tensor:
+        """Batch `number` of the run, [batch, D]: every epoch in an order of its own, the remainder left out."""
+        per_epoch = len(self) // self.batch
+        epoch, position = divmod(number, per_epoch)
+        if epoch != self._epoch:
+            order = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
+            self._order = torch.randperm(len(self), generator=order)
+            self._epoch = epoch
+        rows = self._order[position * self.batch : (position + 1) * self.batch]
+        return torch.from_numpy(self.train.take(rows.numpy()))
+
+    def sample(self, network: Network, generator: torch.Generator) -> Tensor:
+        """Normalised training vectors for the initialisation: all of them, or as many as fit in 2 GiB."""
+        N, D = len(self), self.train.dim
+        fits = max(network.config.K, _SAMPLE_BYTES // (4 * D))
+        rows = np.arange(N) if fits >= N else np.sort(torch.randperm(N, generator=generator)[:fits].numpy())
+        x = torch.empty(len(rows), D)
+        for start in range(0, len(rows), _BLOCK):
+            block = torch.from_numpy(self.train.take(rows[start : start + _BLOCK]))
+            x[start : start + len(block)] = network.normalize(block)
+        return x
+
+
+def normalisation(vectors: VectorFile, rules: str) -> tuple[Tensor, Tensor]:
+    """The mean [D] and the scalar std that inputs are normalised by, in one pass (method §2, §5)."""
+    N, D = vectors.shape
+    total, squares = np.zeros(D), 0.0
+    low, high = np.inf, -np.inf
+    for block in vectors.batches(_BLOCK):
+        v = block.astype(np.float64)
+        total += v.sum(0)
+        squares += float(np.square(v).sum())
+        low, high = min(low, float(block.min())), max(high, float(block.max()))
+    if high == low:
+        raise UsageError(f"all entries of {vectors.name} are {low:g}: there is nothing to learn")
+    if rules == "qinco1":
+        return torch.full((D,), low + 1), torch.tensor((high - low) / 2)
+    variance = squares / (N * D) - (total.sum() / (N * D)) ** 2
+    return torch.from_numpy(total / N).float(), torch.tensor(variance).sqrt().float()

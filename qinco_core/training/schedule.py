@@ -1,0 +1,58 @@
+"""How far a run is, and the learning rate that goes with it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from qinco_core.config import TrainConfig
+
+# the fast recipe's rate for a run of this many optimizer steps; longer runs want lower ones (method §8.5)
+_FAST_LR, _FAST_STEPS = 6.4e-3, 1500
+_PAPER_LR = {"adamw": 8e-4, "adam": 1e-4}
+# validations, checkpoints and checks for dead codewords of a run with a time budget
+_TIMED_ROUNDS, _SHORTEST_ROUND = 16, 15.0
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The length of a run, in training vectors or in seconds."""
+
+    samples: int | None
+    seconds: float | None
+    round_samples: int
+
+    @classmethod
+    def of(cls, config: TrainConfig, N: int) -> Budget:
+        """The budget of a run on N training vectors."""
+        return cls(config.samples, config.seconds, config.epoch_size or min(N, 500_000))
+
+    def fraction(self, samples: int, seconds: float) -> float:
+        """The share of the budget that is used, 0 to 1."""
+        used = samples / self.samples if self.samples else seconds / (self.seconds or 1)
+        return min(1.0, used)
+
+    def rounds(self, samples: int, seconds: float) -> int:
+        """How many rounds have ended: epochs, or slices of the time."""
+        if self.samples:
+            return samples // self.round_samples
+        assert self.seconds is not None
+        return int(seconds / max(self.seconds / _TIMED_ROUNDS, min(_SHORTEST_ROUND, self.seconds)))
+
+
+def rate(config: TrainConfig, peak: float, fraction: float) -> float:
+    """The learning rate: a linear rise, then a cosine quarter wave down (method §4); or the peak, held."""
+    warm = min(1.0, fraction / config.warmup) if config.warmup else 1.0
+    if config.schedule == "plateau":
+        return peak * warm
+    falling = max(0.0, fraction - config.warmup) / (1 - config.warmup)
+    return peak * warm * max(math.cos(math.pi / 2 * falling), config.floor)
+
+
+def peak_rate(config: TrainConfig, steps: float) -> float:
+    """The rate asked for, or the recipe's own for a run of that many optimizer steps."""
+    if config.lr is not None:
+        return config.lr
+    if config.recipe == "paper":
+        return _PAPER_LR[config.optimizer]
+    return _FAST_LR * min(1.0, (_FAST_STEPS / steps) ** 0.3)

@@ -1,0 +1,114 @@
+"""Everything a training run is, at one moment, and how it goes to and from a checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from qinco_core.codec.network import Network
+from qinco_core.config import TrainConfig
+from qinco_core.errors import LineageError
+from qinco_core.store import load_checkpoint, save_checkpoint
+
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass
+class Position:
+    """Where a run stands: work done, and what the schedule remembers.
+
+    Attributes:
+        batches, samples, steps: encoded batches, vectors in them, optimizer steps.
+        seconds: time spent in the loop, over all its sessions.
+        rounds: validations done.
+        peak: the learning rate the schedule scales; settled when warm-up ends.
+        scale: the plateau schedule's factor.
+        best_mse, best_round: of the validation, in the units of the data.
+    """
+
+    batches: int = 0
+    samples: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+    rounds: int = 0
+    peak: float = 0.0
+    scale: float = 1.0
+    best_mse: float = float("inf")
+    best_round: int = 0
+
+
+@dataclass
+class State:
+    """A network in training with its optimizer, random state and best weights so far."""
+
+    network: Network
+    optimizer: torch.optim.Optimizer
+    generator: torch.Generator
+    usage: Tensor
+    position: Position = field(default_factory=Position)
+    best: Arrays = field(default_factory=dict)
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """The trained parameters, in the optimizer's order."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+
+def new_state(network: Network, config: TrainConfig) -> State:
+    """The state of a run that has not started, around a network on its device."""
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    optimizer = kind(parameters, lr=0.0, weight_decay=config.weight_decay, fused=True)
+    usage = torch.zeros(network.config.M, network.config.K, dtype=torch.int64)
+    return State(network, optimizer, torch.Generator().manual_seed(config.seed), usage)
+
+
+def save(state: State, path: Path, identity: dict[str, Any]) -> None:
+    """Write the checkpoint; `identity` says what run this is, and is compared when it is resumed."""
+    arrays: Arrays = {f"model.{name}": array for name, array in state.network.to_arrays().items()}
+    arrays |= {f"best.{name}": array for name, array in state.best.items()}
+    for i, parameter in enumerate(state.parameters):
+        moments = state.optimizer.state.get(parameter, {})
+        arrays |= {f"optimizer.{i}.{key}": value.cpu().numpy() for key, value in moments.items()}
+    arrays["random"] = state.generator.get_state().numpy()
+    arrays["usage"] = state.usage.numpy()
+    save_checkpoint(path, config=identity, arrays=arrays, state=asdict(state.position))
+
+
+def restore(state: State, path: Path, identity: dict[str, Any]) -> None:
+    """Bring a new state to where the checkpoint is.
+
+    Raises:
+        LineageError: the checkpoint is of another run; the message says in what it differs.
+    """
+    config, arrays, position = load_checkpoint(path)
+    if differs := [key for key in identity if identity[key] != config.get(key)]:
+        key = differs[0]
+        raise LineageError(
+            f"{path} is of a run with another {key} ({config.get(key)}, not {identity[key]}); resume with the "
+            "same options and training file, or start over with --force"
+        )
+    state.network.load_state_dict(_tensors(arrays, "model."))
+    state.best = {name.removeprefix("best."): a for name, a in arrays.items() if name.startswith("best.")}
+    for i, parameter in enumerate(state.parameters):
+        if moments := _tensors(arrays, f"optimizer.{i}."):
+            state.optimizer.state[parameter] = {
+                key: value.to(torch.float32 if key == "step" else parameter) for key, value in moments.items()
+            }
+    state.generator.set_state(torch.from_numpy(arrays["random"]))
+    state.usage.copy_(torch.from_numpy(arrays["usage"]))
+    state.position = Position(**{f.name: position[f.name] for f in fields(Position)})
+
+
+def _tensors(arrays: Arrays, prefix: str) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(prefix): torch.from_numpy(np.array(array))
+        for name, array in arrays.items()
+        if name.startswith(prefix)
+    }

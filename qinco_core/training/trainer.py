@@ -1,0 +1,323 @@
+"""The training loop (method §4, §8.5).
+
+A run is a row of rounds: an epoch, or a slice of the time budget. In a round batches are drawn, encoded
+without gradients, and used for one or more optimizer steps each; at its end the model is validated, unused
+codewords are replaced, and a checkpoint is written. Shapes: N vectors, D dimension, M steps, K codewords.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qinco_core.codec.engine import Engine
+from qinco_core.codec.network import Network
+from qinco_core.codec.precision import Plan
+from qinco_core.config import EncodeConfig, ModelConfig, TrainConfig
+from qinco_core.errors import TrainingError
+from qinco_core.progress import Progress, Silent
+from qinco_core.training.codewords import replace_unused
+from qinco_core.training.data import TrainingData, normalisation
+from qinco_core.training.gradients import accumulate_gradients
+from qinco_core.training.initialise import initialise
+from qinco_core.training.log import TrainingLog
+from qinco_core.training.schedule import Budget, peak_rate, rate
+from qinco_core.training.state import State, new_state, restore, save
+from qinco_core.vectors import VectorFile
+
+# validation between rounds looks at this many vectors, through a beam of at most this width
+_VAL_ROWS, _VAL_BEAM = 4096, 4
+# unused codewords are not replaced where there is no time left to train them
+_REPLACE_UNTIL = 0.8
+# training errors this many times above the first one are no way back from
+_DIVERGED = 4.0
+# QINCo1's plateau: rounds without improvement before the rate falls, and before the run stops
+_PATIENCE, _STOP_AFTER = 10, 20
+
+
+class Interrupted(Exception):  # noqa: N818 - a message, not an error
+    """The run was asked to stop and has written its checkpoint."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run: the best network, and its figures (validation MSE in the units of the data)."""
+
+    network: Network
+    figures: dict[str, Any]
+
+
+def train(
+    vectors: VectorFile,
+    model: ModelConfig,
+    search: EncodeConfig,
+    config: TrainConfig,
+    *,
+    plan: Plan,
+    checkpoint: Path,
+    log: TrainingLog,
+    centroids_KD: Tensor | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Trained:
+    """Train a model on a file of vectors.
+
+    Args:
+        vectors: training vectors; the last `config.val` of them are for validation alone.
+        model: what to train.
+        search: the encoder the model will be used with; validation uses at most B = 4 of it.
+        config: how.
+        plan: device, precision and threads.
+        checkpoint: file that an unfinished run is kept in; removed at the end.
+        log: told of the start, every round and the end.
+        centroids_KD: coarse centroids of an IVF model, not normalised [ivf_K, D].
+        resume: continue from the checkpoint.
+        progress: told of every batch.
+        stop: asked between batches; when true, the checkpoint is written and `Interrupted` raised.
+
+    Raises:
+        UsageError: too few vectors.
+        TrainingError: the run diverged.
+        LineageError: the checkpoint is of another run.
+        Interrupted: `stop` said so.
+    """
+    run = Run(vectors, model, search, config, plan, checkpoint, log, progress or Silent(), stop)
+    if resume:
+        restore(run.state, checkpoint, run.identity)
+        run.progress.note(f"continuing after round {run.state.position.rounds}, from {checkpoint}")
+    else:
+        run.start(centroids_KD)
+    return run.finish()
+
+
+class Run:
+    """One training run; `start` or a restored state, then `finish`."""
+
+    def __init__(
+        self,
+        vectors: VectorFile,
+        model: ModelConfig,
+        search: EncodeConfig,
+        config: TrainConfig,
+        plan: Plan,
+        checkpoint: Path,
+        log: TrainingLog,
+        progress: Progress,
+        stop: Callable[[], bool],
+    ) -> None:
+        self.data = TrainingData(vectors, model, config)
+        self.search, self.config, self.plan = search, config, plan
+        self.checkpoint, self.log, self.progress, self.stop = checkpoint, log, progress, stop
+        self.budget = Budget.of(config, len(self.data))
+        self.state = new_state(Network(model).to(plan.device), config)
+        self.identity = {
+            "vectors": self.data.stamp,
+            "model": model.model_dump(),
+            "search": search.model_dump(),
+            "training": config.model_dump(),
+        }
+        narrow = EncodeConfig(A=min(search.A, _VAL_BEAM), B=min(search.B, _VAL_BEAM))
+        self._val_search = narrow.fast
+        self._train_search = EncodeConfig(A=config.A if model.preselect else 0, B=config.B).fast
+        self._recent = _Recent()
+
+    def start(self, centroids_KD: Tensor | None) -> None:
+        """Initialise the network."""
+        network, config = self.state.network, self.config
+        mean, std = normalisation(self.data.train, network.config.rules)
+        network.mean.copy_(mean)
+        network.std.copy_(std)
+        if network.centroids is not None and centroids_KD is not None:
+            network.centroids.copy_(network.normalize(centroids_KD))
+        self.log.write("start", **self.identity, plan=str(self.plan), train_vectors=len(self.data))
+        home = network.cpu()
+        initialise(
+            home,
+            self.data.sample(home, self.state.generator),
+            noise=config.noise,
+            iterations=config.kmeans_iterations,
+            generator=self.state.generator,
+            plan=self.plan,
+            progress=self.progress,
+            stop=self.stop,
+        )
+        home.to(self.plan.device)
+
+    def finish(self) -> Trained:
+        """Run the loop to the end of its budget and return the best network."""
+        total = self.budget.samples or self.budget.seconds
+        self.progress.begin("training", total, "vectors" if self.budget.samples else "s")
+        position = self.state.position
+        before = position.samples if self.budget.samples else position.seconds
+        self.progress.advance(before)
+        clock = time.perf_counter() - position.seconds
+        while self._fraction() < 1 and not self._given_up():
+            if self.stop():
+                save(self.state, self.checkpoint, self.identity)
+                raise Interrupted
+            seconds = position.seconds
+            samples = self._train_batch()
+            position.seconds = time.perf_counter() - clock
+            amount = samples if self.budget.samples else position.seconds - seconds
+            self.progress.advance(amount, **self._recent.figures())
+            if self.budget.rounds(position.samples, position.seconds) > position.rounds or self._fraction() >= 1:
+                self._end_round()
+                position.seconds = time.perf_counter() - clock
+        self.progress.end()
+        return self._result()
+
+    def _fraction(self) -> float:
+        return self.budget.fraction(self.state.position.samples, self.state.position.seconds)
+
+    def _train_batch(self) -> int:
+        """Encode a batch and take its optimizer steps; returns its size."""
+        state, config, position = self.state, self.config, self.state.position
+        started = time.perf_counter()
+        v = self.data.draw(position.batches)
+        codes, lists = Engine(state.network, self.plan).encode(v, self._train_search)
+        for m, k in enumerate(codes.T):
+            state.usage[m] += torch.bincount(k, minlength=state.usage.shape[1])
+        device = self.plan.device
+        x, codes = state.network.normalize(v.to(device)), codes.to(device)
+        lists = None if lists is None else lists.to(device)
+        size = config.batch * config.accumulate
+        loss = error = 0.0
+        for _ in range(config.passes):
+            order = torch.randperm(len(x), generator=state.generator)
+            for rows in order.split(size):
+                part = x[rows], codes[rows], None if lists is None else lists[rows]
+                loss, error = self._optimizer_step(part)
+        position.batches += 1
+        position.samples += len(x)
+        mse = error * len(v[0]) * float(state.network.std) ** 2
+        self._recent.add(loss, mse, len(x), time.perf_counter() - started)
+        self._refuse_divergence(loss)
+        return len(x)
+
+    def _optimizer_step(self, batch: tuple[Tensor, Tensor, Tensor | None]) -> tuple[float, float]:
+        state, position = self.state, self.state.position
+        lr = self._rate()
+        x, codes, lists = batch
+        state.optimizer.zero_grad()
+        loss = error = 0.0
+        for rows in torch.arange(len(x)).split(self.config.batch):
+            part = x[rows], codes[rows], None if lists is None else lists[rows]
+            more = accumulate_gradients(state.network, state.parameters, part, 1 / len(x), self.plan)
+            loss, error = loss + more[0], error + more[1]
+        if self.config.clip:
+            nn.utils.clip_grad_value_(state.parameters, self.config.clip, foreach=True)
+        for group in state.optimizer.param_groups:
+            group["lr"] = lr
+        state.optimizer.step()
+        position.steps += 1
+        return loss, error
+
+    def _rate(self) -> float:
+        position, fraction = self.state.position, self._fraction()
+        if fraction < self.config.warmup or not position.peak:
+            # with a time budget only the speed so far tells how many steps there will be
+            steps = position.steps / fraction if position.steps and fraction else 1.0
+            if self.budget.samples:
+                steps = self.budget.samples * self.config.passes / (self.config.batch * self.config.accumulate)
+            position.peak = peak_rate(self.config, steps)
+        return rate(self.config, position.peak, fraction) * position.scale
+
+    def _refuse_divergence(self, loss: float) -> None:
+        first = self._recent.first
+        if not math.isfinite(loss) or (first and self._recent.loss > _DIVERGED * first):
+            self.log.write("diverged", loss=str(loss), **_plain(self.state))
+            raise TrainingError(
+                f"training diverged after {self.state.position.samples:,} vectors (loss {loss:.4g}, at first "
+                f"{first:.4g}); try --lr {self._rate() / 2:.1e}, or look for outliers in the training vectors"
+            )
+
+    def _end_round(self) -> None:
+        """Validate, keep the best, replace unused codewords, log, and write the checkpoint."""
+        state, position = self.state, self.state.position
+        position.rounds += 1
+        mse = self.validate(_VAL_ROWS)
+        if mse < position.best_mse:
+            position.best_mse, position.best_round = mse, position.rounds
+            state.best = state.network.to_arrays()
+        unused = int((state.usage == 0).sum())
+        if unused and self._fraction() < _REPLACE_UNTIL:
+            replace_unused(state.network, state.optimizer, state.usage, state.generator)
+        state.usage.zero_()
+        if self.config.schedule == "plateau":
+            stale = position.rounds - position.best_round
+            position.scale *= 0.1 if stale and stale % _PATIENCE == 0 else 1.0
+        figures = self._recent.figures()
+        self.log.write("round", val_mse=mse, lr=self._rate(), unused=unused, **_plain(state), **figures)
+        self.progress.note(
+            f"round {position.rounds}: validation MSE {mse:,.6g}, training {figures['mse']:,.6g}, "
+            f"{position.samples:,} vectors in {position.seconds:.0f} s"
+            + (f", {unused} unused codewords" if unused else "")
+        )
+        save(state, self.checkpoint, self.identity)
+
+    def _given_up(self) -> bool:
+        position = self.state.position
+        return self.config.schedule == "plateau" and position.rounds - position.best_round >= _STOP_AFTER
+
+    def validate(self, limit: int | None = None) -> float:
+        """MSE of the validation vectors (the first `limit` of them) at A, B ≤ 4, in the units of the data."""
+        v = torch.from_numpy(self.data.val.read(0, min(limit or len(self.data.val), len(self.data.val))))
+        engine = Engine(self.state.network, self.plan)
+        codes, lists = engine.encode(v, self._val_search)
+        return float((engine.decode(codes, lists_N=lists) - v).square().sum(1).mean())
+
+    def _result(self) -> Trained:
+        state = self.state
+        state.network.load_state_dict({name: torch.from_numpy(a) for name, a in state.best.items()})
+        mse = self.validate()
+        figures = {
+            "val_mse": mse,
+            "val_vectors": len(self.data.val),
+            "val_encoder": self._val_search.model_dump(),
+            "train_vectors": len(self.data),
+            "plan": str(self.plan),
+            **_plain(state),
+        }
+        self.log.write("end", **figures)
+        self.checkpoint.unlink(missing_ok=True)
+        return Trained(state.network.cpu().requires_grad_(False).eval(), figures)
+
+
+class _Recent:
+    """Running averages of the last batches."""
+
+    def __init__(self) -> None:
+        self.first = self.loss = self.mse = self.rate = 0.0
+        self._batches = 0
+
+    def add(self, loss: float, mse: float, vectors: int, seconds: float) -> None:
+        self._batches += 1
+        weight = max(1 / self._batches, 0.05)
+        self.loss += weight * (loss - self.loss)
+        self.mse += weight * (mse - self.mse)
+        self.rate += weight * (vectors / seconds - self.rate)
+        if self._batches <= 5:
+            self.first = self.loss
+
+    def figures(self) -> dict[str, float]:
+        return {"loss": self.loss, "mse": self.mse, "vectors/s": self.rate}
+
+
+def _plain(state: State) -> dict[str, float]:
+    position = state.position
+    return {
+        "round": position.rounds,
+        "samples": position.samples,
+        "steps": position.steps,
+        "seconds": round(position.seconds, 3),
+        "best_val_mse": position.best_mse if math.isfinite(position.best_mse) else -1.0,
+        "peak_lr": position.peak,
+    }
