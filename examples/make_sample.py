@@ -25,9 +25,7 @@ def head(source: Path, count: int) -> npt.NDArray[np.generic]:
         return vectors.read(0, len(vectors))
 
 
-def exact_neighbors(
-    xq: npt.NDArray[np.generic], xb: npt.NDArray[np.generic], k: int
-) -> npt.NDArray[np.int32]:
+def exact_neighbors(xq: npt.NDArray[np.generic], xb: npt.NDArray[np.generic], k: int) -> npt.NDArray[np.int32]:
     """The k nearest of xb [N, D] to each of xq [nq, D] in L2, ties by lower id: int32 [nq, k].
 
     SIFT descriptors are small integers, so float64 is exact here.

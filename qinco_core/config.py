@@ -78,6 +78,14 @@ class ModelConfig(Frozen):
         return (self.M * self.bits + 7) // 8
 
     @property
+    def parameters(self) -> int:
+        """Trained numbers of the model."""
+        D, K, E, H = self.D, self.K, self.E, self.H
+        books = K * D * (2 if self.preselect else 1)
+        step = books + E * (E + D) + E + 2 * self.L * H * E + (2 * E * D if self.projects else 0)
+        return self.M * step if self.ivf_K else K * D + (self.M - 1) * step
+
+    @property
     def projects(self) -> bool:
         """Whether W_in and W_out exist (E differs from D); otherwise they are the identity."""
         return self.E != self.D
@@ -96,10 +104,18 @@ class EncodeConfig(Frozen):
 
     @property
     def fast(self) -> EncodeConfig:
-        """The same quality with global pre-selection: T = 2B pairs, at least 32 (method §8.2)."""
-        if self.A == 0:
+        """An encoder of the same quality that evaluates fewer candidates (method §8.2).
+
+        T = 3B pairs over all beams in place of the A·B, and beams half as many again, which cost less than
+        the candidates they make up for (`docs/log.md` has the measurements). Where A·B is small already,
+        all A·B pairs, but over all beams together.
+        """
+        if self.A == 0 or self.B == 1:
             return self
-        return self.model_copy(update={"T": min(self.A * self.B, max(2 * self.B, 32))})
+        T = max(3 * self.B, 32)
+        if T >= self.A * self.B:
+            return self.model_copy(update={"T": self.A * self.B})
+        return self.model_copy(update={"B": self.B + self.B // 2, "T": T})
 
 
 class Preset(Frozen):
@@ -128,9 +144,7 @@ PRESETS: dict[str, Preset] = {
     "qinco2-S": Preset(L=2, E=128, H=256, A=16, B=32, about="the small published model"),
     "qinco2-M": Preset(L=4, E=384, H=384, A=16, B=32, about="the medium published model"),
     "qinco2-L": Preset(L=16, E=384, H=384, A=16, B=32, about="the large published model; wants a GPU"),
-    "qinco1": Preset(
-        rules="qinco1", L=16, E=None, H=256, A=0, B=1, about="the first paper's model and rules; slow"
-    ),
+    "qinco1": Preset(rules="qinco1", L=16, E=None, H=256, A=0, B=1, about="the first paper's model and rules; slow"),
 }
 
 
@@ -175,7 +189,7 @@ class TrainConfig(Frozen):
     clip: float = Field(default=0.1, ge=0)
     batch: int = Field(default=1024, ge=1)
     accumulate: int = Field(default=1, ge=1)
-    passes: int = Field(default=2, ge=1)
+    passes: int = Field(default=1, ge=1)
     encode_batch: int = Field(default=2048, ge=1)
     A: int = Field(default=2, ge=0)
     B: int = Field(default=1, ge=1)

@@ -1,0 +1,1 @@
+"""The quantizer: network, reference encoder, engine, packing."""

@@ -7,7 +7,7 @@ K codewords, m symbols so far, E embedding width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -97,7 +97,13 @@ class Engine:
         return codes[:, 0]
 
     def _extend(
-        self, step: StepTables, x_ND: Tensor, xhat_NBD: Tensor, codes_NBm: Tensor, search: EncodeConfig, keep: int
+        self,
+        step: StepTables,
+        x_ND: Tensor,
+        xhat_NBD: Tensor,
+        codes_NBm: Tensor,
+        search: EncodeConfig,
+        keep: int,
     ) -> tuple[Tensor, Tensor]:
         """One step of the beam search: the `keep` best extensions of the beams, or fewer if there are fewer."""
         N, B, _ = xhat_NBD.shape
@@ -105,7 +111,9 @@ class Engine:
         if self._exhaustive(search):
             pair_NT = torch.arange(B * self.config.K, device=x_ND.device).expand(N, -1)
         else:
-            pair_NT = _preselect(step, residual_NBD, search)
+            # the last step keeps one of its candidates, so it needs fewer
+            T = min(search.T, max(16, search.T // 4)) if keep == 1 else search.T
+            pair_NT = _preselect(step, residual_NBD, search.A, search.B, T)
         T = pair_NT.shape[1]
         # flat rows: which of the N·B beams, which codeword
         k = (pair_NT % self.config.K).flatten()
@@ -127,20 +135,19 @@ class Engine:
         return xhat * self._std + self._mean
 
 
-def _preselect(step: StepTables, residual_NBD: Tensor, search: EncodeConfig) -> Tensor:
-    """The candidate pairs to evaluate, as beam · K + codeword, [N, T]."""
-    N, B, D = residual_NBD.shape
+def _preselect(step: StepTables, residual_NBD: Tensor, A: int, beams: int, T: int) -> Tensor:
+    """The candidate pairs to evaluate, as beam · K + codeword: T over all beams, or with T = 0, A per beam."""
+    N, B, _ = residual_NBD.shape
     assert step.preselect is not None
     # ‖r − G[k]‖² without ‖r‖², which is the same for all codewords of a beam
     score_RK = F.linear(residual_NBD.flatten(0, 1).to(step.dtype), step.preselect, step.preselect_norm)
     K = score_RK.shape[1]
-    # a lone beam must bring forth B of them (method §3)
-    A = min(K, max(search.A, search.B) if B == 1 else search.A)
-    if not search.T or B == 1:
-        k = score_RK.topk(min(K, max(A, search.T) if search.T else A), dim=1, largest=False, sorted=False).indices
-        return (k.view(N, B, -1) + torch.arange(B, device=k.device)[:, None] * K).flatten(1)
-    norm_NB = residual_NBD.square().sum(-1)
-    return _best_pairs(score_RK.view(N, B, K), norm_NB, min(search.T, B * K))
+    if T and B > 1:
+        return _best_pairs(score_RK.view(N, B, K), residual_NBD.square().sum(-1), min(T, B * K))
+    # a lone beam must bring forth all the beams there are to be (method §3)
+    A = min(K, max(A, beams, T) if B == 1 else A)
+    k_RA = score_RK.topk(A, dim=1, largest=False, sorted=False).indices
+    return (k_RA.view(N, B, A) + torch.arange(B, device=k_RA.device)[:, None] * K).flatten(1)
 
 
 def _best_pairs(score_NBK: Tensor, norm_NB: Tensor, T: int) -> Tensor:

@@ -110,6 +110,7 @@ class Network(nn.Module):
         xhat, used = self.start(codes_NM, lists_N)
         for m in range(used, steps):
             step = self.steps[m - used]
+            assert isinstance(step, Step)
             xhat = xhat + step(step.codebook[codes_NM[:, m].long()], xhat)
         return xhat
 

@@ -42,9 +42,7 @@ def encode(network: Network, x_ND: Tensor, search: EncodeConfig) -> tuple[Tensor
         # a lone beam at the first step of an IVF must bring forth B of them
         A = max(search.A, search.B) if xhat_NBD.shape[1] == 1 and search.A else search.A
         k_NBA = candidates(step, x_ND[:, None] - xhat_NBD, A)
-        tried_NBAD = xhat_NBD[:, :, None] + step(
-            step.codebook[k_NBA], xhat_NBD[:, :, None].expand(*k_NBA.shape, -1)
-        )
+        tried_NBAD = xhat_NBD[:, :, None] + step(step.codebook[k_NBA], xhat_NBD[:, :, None].expand(*k_NBA.shape, -1))
         error_NC = (x_ND[:, None, None] - tried_NBAD).square().sum(-1).flatten(1)
         best_NB = error_NC.topk(min(B, error_NC.shape[1]), largest=False).indices
         xhat_NBD = take(tried_NBAD.flatten(1, 2), best_NB)

@@ -52,7 +52,7 @@ class StepTables:
         self._downs = [ready(down) for down in step.w_down]
         self._out = None if step.w_out is None else ready(step.w_out)
         self._basis = None
-        if step.w_out is not None and E < step.w_out.shape[0]:
+        if step.w_out is not None and step.w_out.shape[0] > E:
             # W_out = basis · shape with orthonormal columns: errors can be told in E dimensions
             basis, shape = torch.linalg.qr(step.w_out.detach().float())
             self._basis = basis.T.contiguous().to(plan.device)
@@ -60,7 +60,7 @@ class StepTables:
             self._codebook_in = F.linear(self.codebook, self._basis)
 
     def embed(self, k_R: Tensor, xhat_BD: Tensor, beam_R: Tensor | None = None) -> Tensor:
-        """z after the residual blocks, [R, E].
+        """Z after the residual blocks, [R, E].
 
         Args:
             k_R: codewords.
@@ -75,7 +75,7 @@ class StepTables:
         return z
 
     def refine(self, z_RE: Tensor, k_R: Tensor) -> Tensor:
-        """f of method §2 from the embedding: what to add to the reconstruction, float32 [R, D]."""
+        """F of method §2 from the embedding: what to add to the reconstruction, float32 [R, D]."""
         out = z_RE if self._out is None else F.linear(z_RE, self._out)
         return self.codebook.index_select(0, k_R).add_(out)
 

@@ -7,8 +7,9 @@ one of them and sends a chunk through all their caches. Here a chunk stays with 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -22,12 +23,21 @@ R = TypeVar("R")
 
 def run_parallel(work: Callable[[T], R], items: Sequence[T], plan: Plan) -> list[R]:
     """`work` of every item, in order; on a CPU by the plan's threads, each with torch to itself."""
-    if plan.device.type != "cpu" or plan.threads == 1 or len(items) == 1:
+    if plan.device.type != "cpu":
         return [work(item) for item in items]
+    with one_thread_each():
+        if plan.threads == 1 or len(items) == 1:
+            return [work(item) for item in items]
+        return list(_pool(plan.threads).map(work, items))
+
+
+@contextmanager
+def one_thread_each() -> Iterator[None]:
+    """Let no operation of torch use more than the thread that calls it."""
     shared = torch.get_num_threads()
     torch.set_num_threads(1)  # MKL has one setting for the whole process
     try:
-        return list(_pool(plan.threads).map(work, items))
+        yield
     finally:
         torch.set_num_threads(shared)
 

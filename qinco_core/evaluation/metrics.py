@@ -35,9 +35,7 @@ class ErrorSum:
             DimensionError: the shapes differ from each other, or D from earlier blocks.
         """
         if x_ND.ndim != 2 or x_ND.shape != xhat_ND.shape:
-            raise DimensionError(
-                f"vectors {x_ND.shape} and reconstructions {xhat_ND.shape} must have one shape [N, D]"
-            )
+            raise DimensionError(f"vectors {x_ND.shape} and reconstructions {xhat_ND.shape} must have one shape [N, D]")
         D = x_ND.shape[1]
         if self.count and len(self._mean) != D:
             raise DimensionError(f"vectors of dimension {D} after vectors of dimension {len(self._mean)}")

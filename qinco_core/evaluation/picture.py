@@ -53,9 +53,7 @@ class Curve:
     emphasised: bool = False
 
 
-def draw_rate_distortion(
-    curves: Sequence[Curve], path: str | Path, title: str, *, force: bool = False
-) -> None:
+def draw_rate_distortion(curves: Sequence[Curve], path: str | Path, title: str, *, force: bool = False) -> None:
     """Draw the error of compressors against their bytes per vector, both logarithmic, as a PNG.
 
     Args:

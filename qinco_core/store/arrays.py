@@ -34,9 +34,7 @@ def _write(out: ArtifactWriter, group: str, name: str, array: NDArray[Any]) -> E
     if not name or name == "." or "/" in name or "\0" in name:
         raise UsageError(f"{name!r} cannot name an array; use a name without '/'")
     if array.dtype.kind not in _KINDS or array.dtype.itemsize == 0:
-        raise UsageError(
-            f"array {name} of dtype {array.dtype} cannot be stored; convert it to numbers or bytes"
-        )
+        raise UsageError(f"array {name} of dtype {array.dtype} cannot be stored; convert it to numbers or bytes")
     array = little_endian(array)
     dataset = out.dataset(f"{group}/{name}", array.shape, array.dtype)
     out.write(dataset, array)
@@ -58,22 +56,16 @@ def read_arrays(file: h5py.File, group: str, path: Path) -> tuple[dict[str, NDAr
     """
     arrays = {name: _read(file[group][name], path) for name in sorted(file[group])}
     # only whitelisted dtypes were written, so equal bytes give the equal entry
-    entries = [
-        (n, a.dtype.str, list(a.shape), digest(a.reshape(-1).view(np.uint8))) for n, a in arrays.items()
-    ]
+    entries = [(n, a.dtype.str, list(a.shape), digest(a.reshape(-1).view(np.uint8))) for n, a in arrays.items()]
     for name, _, _, mark in entries:
         if text(file[group][name].attrs["digest"]) != mark:
-            raise ArtifactError(
-                f"{path} is corrupted: {group}/{name} does not have its digest; copy or make it again"
-            )
+            raise ArtifactError(f"{path} is corrupted: {group}/{name} does not have its digest; copy or make it again")
     return arrays, entries
 
 
 def _read(dataset: Any, path: Path) -> NDArray[Any]:
     if not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind not in _KINDS:
-        raise ArtifactError(
-            f"{path} is corrupted: {getattr(dataset, 'name', dataset)} is no array; make it again"
-        )
+        raise ArtifactError(f"{path} is corrupted: {getattr(dataset, 'name', dataset)} is no array; make it again")
     if dataset.nbytes > path.stat().st_size:
         raise ArtifactError(f"{path} is corrupted: {dataset.name} is larger than the file; make it again")
     array = np.empty(dataset.shape, dataset.dtype.newbyteorder("<"))

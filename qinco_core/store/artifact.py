@@ -136,9 +136,7 @@ def damage_is_error(path: Path) -> Iterator[None]:
             raise ArtifactError(f"{path} is corrupted: {error}; make it again") from error
         raise
     except _DAMAGE as error:
-        raise ArtifactError(
-            f"{path} is corrupted, or no artifact of qinco: {error}; make it again"
-        ) from error
+        raise ArtifactError(f"{path} is corrupted, or no artifact of qinco: {error}; make it again") from error
 
 
 @contextlib.contextmanager
@@ -259,9 +257,7 @@ class ArtifactWriter:
         """Set a string attribute; fixed length keeps it inside the checksummed object header."""
         owner.attrs.create(name, value, dtype=h5py.string_dtype("utf-8", len(value.encode())))
 
-    def finish(
-        self, kind: str, fingerprint: str, config: dict[str, Any], parents: tuple[Parent, ...]
-    ) -> None:
+    def finish(self, kind: str, fingerprint: str, config: dict[str, Any], parents: tuple[Parent, ...]) -> None:
         """Write the header; without it the artifact is not put in place."""
         created = datetime.now(UTC).isoformat(timespec="seconds")
         header = Header(kind, FORMAT_VERSION, fingerprint, created, writer_version(), config, parents)

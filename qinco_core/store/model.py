@@ -81,9 +81,7 @@ def load_model(path: str | Path) -> StoredModel:
         encode = EncodeConfig.parse(header.config["encode"])
         arrays, entries = read_arrays(file, "tensors", path)
         if _fingerprint(header.config["model"], entries) != header.fingerprint:
-            raise ArtifactError(
-                f"{path} is corrupted: its content does not have its fingerprint; make it again"
-            )
+            raise ArtifactError(f"{path} is corrupted: its content does not have its fingerprint; make it again")
         tensors = {name: _float32(f"{path}: {name}", array) for name, array in arrays.items()}
         return StoredModel(path, header, config, encode, tensors, read_json(file, "training", path))
 

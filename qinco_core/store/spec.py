@@ -106,9 +106,7 @@ class ContentHash:
 
     def fingerprint(self, spec: CodesSpec) -> str:
         """The fingerprint of codes with these rows."""
-        return fingerprint_of(
-            {"kind": "codes", "model": spec.model, "M": spec.M, "K": spec.K} | self.content()
-        )
+        return fingerprint_of({"kind": "codes", "model": spec.model, "M": spec.M, "K": spec.K} | self.content())
 
 
 def check_rows(

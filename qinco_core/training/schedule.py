@@ -55,4 +55,4 @@ def peak_rate(config: TrainConfig, steps: float) -> float:
         return config.lr
     if config.recipe == "paper":
         return _PAPER_LR[config.optimizer]
-    return _FAST_LR * min(1.0, (_FAST_STEPS / steps) ** 0.3)
+    return _FAST_LR * min(1.0, float((_FAST_STEPS / steps) ** 0.3))

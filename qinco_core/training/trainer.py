@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from qinco_core.codec.engine import Engine
 from qinco_core.codec.network import Network
 from qinco_core.codec.precision import Plan
+from qinco_core.codec.workers import one_thread_each
 from qinco_core.config import EncodeConfig, ModelConfig, TrainConfig
 from qinco_core.errors import TrainingError
 from qinco_core.progress import Progress, Silent
@@ -89,13 +90,14 @@ def train(
         LineageError: the checkpoint is of another run.
         Interrupted: `stop` said so.
     """
-    run = Run(vectors, model, search, config, plan, checkpoint, log, progress or Silent(), stop)
-    if resume:
-        restore(run.state, checkpoint, run.identity)
-        run.progress.note(f"continuing after round {run.state.position.rounds}, from {checkpoint}")
-    else:
-        run.start(centroids_KD)
-    return run.finish()
+    with one_thread_each():  # the threads share batches, not operations
+        run = Run(vectors, model, search, config, plan, checkpoint, log, progress or Silent(), stop)
+        if resume:
+            restore(run.state, checkpoint, run.identity)
+            run.progress.note(f"continuing after round {run.state.position.rounds}, from {checkpoint}")
+        else:
+            run.start(centroids_KD)
+        return run.finish()
 
 
 class Run:
@@ -173,6 +175,14 @@ class Run:
                 position.seconds = time.perf_counter() - clock
         self.progress.end()
         return self._result()
+
+    def speed(self) -> float:
+        """Vectors per second, measured on two batches of a run that is then to be thrown away."""
+        self.state.network.std.fill_(1)
+        with one_thread_each():
+            self._train_batch()
+            started = time.perf_counter()
+            return self._train_batch() / (time.perf_counter() - started)
 
     def _fraction(self) -> float:
         return self.budget.fraction(self.state.position.samples, self.state.position.seconds)

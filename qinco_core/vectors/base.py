@@ -238,6 +238,4 @@ def refuse_signature(head: bytes, format: str, name: str) -> None:
     """
     actual = _SIGNATURES.get(bytes(head[:4]), format)
     if actual != format:
-        raise VectorFileError(
-            f"{name} was opened as {format} but holds {actual}; read it with --format {actual}"
-        )
+        raise VectorFileError(f"{name} was opened as {format} but holds {actual}; read it with --format {actual}")

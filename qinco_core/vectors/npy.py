@@ -36,9 +36,7 @@ def read_header(handle: BinaryIO, name: str) -> Layout:
     width = 2 if head[6] == 1 else 4
     length = int.from_bytes(read_header_bytes(handle, width, name), "little")
     if length > _MAX_HEADER:
-        raise VectorFileError(
-            f"{name}: its npy header of {length} bytes is damaged; save it again with numpy.save"
-        )
+        raise VectorFileError(f"{name}: its npy header of {length} bytes is damaged; save it again with numpy.save")
     fields = _parse(read_header_bytes(handle, length, name), name)
     count, D = _shape(fields, name)
     return Layout(_dtype(fields, name), D, count, 8 + width + length, fortran=bool(fields["fortran_order"]))

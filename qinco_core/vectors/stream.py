@@ -83,9 +83,7 @@ class VectorStream:
         if self._row == first:
             raise UsageError(f"{self.name} has {self._row} vectors; skipping {self._skip} leaves none")
         if self._row == self._layout.count and self._handle.read(1):
-            raise VectorFileError(
-                f"{self.name} goes on after the {self._row} vectors of its header; check the sender"
-            )
+            raise VectorFileError(f"{self.name} goes on after the {self._row} vectors of its header; check the sender")
 
     def _next(self, n: int) -> Array:
         """The next n rows; fewer, or none, only at the end of a stream without a count."""
@@ -96,9 +94,7 @@ class VectorStream:
         rows, rest = divmod(len(data), layout.row_bytes)
         if rest or (rows < n and layout.count is not None):
             promised = "" if layout.count is None else f" of {layout.count}"
-            raise VectorFileError(
-                f"{self.name} was cut after {self._row + rows}{promised} vectors; check the sender"
-            )
+            raise VectorFileError(f"{self.name} was cut after {self._row + rows}{promised} vectors; check the sender")
         records = np.ndarray((rows,), layout.record, buffer=data)
         self._row += rows
         return layout.decode(records, range(self._row - rows, self._row), self.name)
@@ -119,7 +115,5 @@ def read_stream(handle: BinaryIO, format: str, *, skip: int = 0, limit: int | No
         raise UsageError(f"{format} cannot be read from a pipe; use a file, or one of {usable}")
     layout = read_header(handle, name)
     if layout.fortran:
-        raise VectorFileError(
-            f"{name} is an npy array in Fortran order, which has no rows to stream; use a file"
-        )
+        raise VectorFileError(f"{name} is an npy array in Fortran order, which has no rows to stream; use a file")
     return VectorStream(handle, layout, name, skip, limit)

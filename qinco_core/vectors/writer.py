@@ -42,9 +42,7 @@ class VectorWriter:
         block = np.asarray(block)
         D, count = self._layout.D, self._layout.count
         if block.ndim != 2 or block.shape[1] != D:
-            raise DimensionError(
-                f"{self.name}: a block of shape {block.shape} was given; rows have {D} dimensions"
-            )
+            raise DimensionError(f"{self.name}: a block of shape {block.shape} was given; rows have {D} dimensions")
         if count is not None and self.written + len(block) > count:
             raise VectorFileError(f"{self.name}: {count} vectors were announced, more were given")
         rows = range(self.written, self.written + len(block))
@@ -60,9 +58,7 @@ class VectorWriter:
         count = self._layout.count
         if self.written == 0 or count not in (None, self.written):
             announced = "" if count is None else f" of {count} announced"
-            raise VectorFileError(
-                f"{self.name}: {self.written}{announced} vectors were written; nothing is kept"
-            )
+            raise VectorFileError(f"{self.name}: {self.written}{announced} vectors were written; nothing is kept")
         if count is None and not self._format.prefixed:
             self._handle.seek(0)
             self._write_header(dataclasses.replace(self._layout, count=self.written))
@@ -105,9 +101,7 @@ def open_writer(
     chosen = _writable(name, format, stream=stream)
     layout = _layout(chosen, D, np.dtype(dtype), count)
     if stream and count is None and not chosen.prefixed:
-        raise UsageError(
-            f"{chosen.name} begins with the number of vectors, unknown here; write fvecs to a pipe"
-        )
+        raise UsageError(f"{chosen.name} begins with the number of vectors, unknown here; write fvecs to a pipe")
     with contextlib.ExitStack() as stack:
         if isinstance(target, (str, Path)):
             temporary = stack.enter_context(atomic_output(target, force=force))
@@ -154,9 +148,7 @@ def _layout(format: Format, D: int, dtype: DType, count: int | None) -> Layout:
     if count is not None and count < 1:
         raise UsageError(f"count = {count}; write at least 1 vector")
     if format.dtype is None and dtype.newbyteorder("=") not in DTYPES:
-        raise UsageError(
-            f"{format.name} files of {dtype} are not written; use one of {', '.join(map(str, DTYPES))}"
-        )
+        raise UsageError(f"{format.name} files of {dtype} are not written; use one of {', '.join(map(str, DTYPES))}")
     return Layout((format.dtype or dtype).newbyteorder("<"), D, count, prefixed=format.prefixed)
 
 
@@ -177,7 +169,5 @@ def _convert(block: Array, dtype: DType, rows: range, name: str) -> Array:
         block = np.clip(block, limits.min, limits.max)
     # max + 1 is a power of two and exact in every float type, max is not
     elif block.size and not (block.min() >= limits.min and block.max() < limits.max + 1):
-        raise VectorFileError(
-            f"{name}: values from {block.min()} to {block.max()} do not fit {dtype}; use npy"
-        )
+        raise VectorFileError(f"{name}: values from {block.min()} to {block.max()} do not fit {dtype}; use npy")
     return block.astype(dtype)

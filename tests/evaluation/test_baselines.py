@@ -47,9 +47,7 @@ def test_dimensions_that_bytes_do_not_divide_are_filled_up(learn, base, name):
 
 
 def test_the_seed_decides_the_result(learn, base):
-    first, again, other = (
-        run_baseline("PQ", learn, base[:100], 2, seed=seed, threads=1).decoded for seed in (1, 1, 2)
-    )
+    first, again, other = (run_baseline("PQ", learn, base[:100], 2, seed=seed, threads=1).decoded for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
 

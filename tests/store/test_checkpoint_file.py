@@ -36,9 +36,7 @@ def test_round_trip(tmp_path_factory, state, tensors):
 def test_bytes_and_a_long_state(tmp_path):
     path = tmp_path / "training.h5"
     words = np.array([b"ab", b"c"])
-    save_checkpoint(
-        path, config={3: (1, 2), 10: 0}, arrays={"words": words}, state={"losses": [0.5] * 50_000}
-    )
+    save_checkpoint(path, config={3: (1, 2), 10: 0}, arrays={"words": words}, state={"losses": [0.5] * 50_000})
     config, arrays, state = load_checkpoint(path)
     assert config == {"3": [1, 2], "10": 0} and len(state["losses"]) == 50_000
     assert arrays["words"].tolist() == words.tolist()

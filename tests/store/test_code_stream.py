@@ -33,9 +33,7 @@ def received(raw):
 
 
 @settings(deadline=None, max_examples=60)
-@given(
-    st.integers(0, 40), st.integers(1, 5), st.sampled_from([2, 64, 256, 65536]), st.booleans(), st.booleans()
-)
+@given(st.integers(0, 40), st.integers(1, 5), st.sampled_from([2, 64, 256, 65536]), st.booleans(), st.booleans())
 def test_round_trip(n, M, K, with_ids, counted):
     spec = CodesSpec(model="ff", D=3, M=M, K=K, dtype="uint8", encoder={"T": 0})
     rng = np.random.default_rng(n)

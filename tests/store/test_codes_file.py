@@ -238,9 +238,7 @@ def test_a_partial_torn_at_any_byte_continues(tmp_path, write, spec, rows):
     damaged = bytearray(torn)
     damaged[-record - 30] ^= 4
     partial.write_bytes(damaged)
-    with create_codes(
-        path, spec=spec, count=100, with_ids=True, source_stamp="s", resume=True, force=True
-    ) as out:
+    with create_codes(path, spec=spec, count=100, with_ids=True, source_stamp="s", resume=True, force=True) as out:
         assert out.done == 0
         out.append(*rows)
 
@@ -309,9 +307,7 @@ def test_a_full_disk_is_one_clear_error_and_keeps_the_chunks(tmp_path):
     assert list(tmp_path.iterdir()) == [partial_path(path)]
     # the finished file does not fit either: the chunks stay
     spec = CodesSpec(model="m", D=8, M=8, K=256, dtype="float32", encoder={})
-    with create_codes(
-        path, spec=spec, count=None, with_ids=True, source_stamp="s", chunk_rows=64, resume=True
-    ) as out:
+    with create_codes(path, spec=spec, count=None, with_ids=True, source_stamp="s", chunk_rows=64, resume=True) as out:
         assert out.done == 64 * (20_000 // (64 * 16 + 16))
     np.testing.assert_array_equal(read_all(path)[1], np.arange(out.done))
 

@@ -121,13 +121,9 @@ def test_formats_are_told_by_extension_or_name() -> None:
         assert all(detect_format(f"x{e}") == name for e in format.extensions)
 
 
-@pytest.mark.parametrize(
-    ("path", "format"), [("x.txt", None), ("x", None), ("x.fvecs.gz", None), ("x.npy", "csv")]
-)
+@pytest.mark.parametrize(("path", "format"), [("x.txt", None), ("x", None), ("x.fvecs.gz", None), ("x.npy", "csv")])
 def test_unknown_formats_list_the_known(path: str, format: str | None) -> None:
-    with pytest.raises(
-        UsageError, match="fvecs, bvecs, ivecs, npy, fbin, u8bin, i8bin, ibin, hdf5"
-    ) as caught:
+    with pytest.raises(UsageError, match="fvecs, bvecs, ivecs, npy, fbin, u8bin, i8bin, ibin, hdf5") as caught:
         open_vectors(path, format=format)
     assert format or "--format" in str(caught.value)
 
@@ -176,9 +172,7 @@ def test_every_truncation_and_any_excess(format: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("format", "dtype"), VECS)
 @pytest.mark.parametrize("row", [1, 7, 10])
-def test_a_damaged_row_header_is_met_when_its_row_is(
-    format: str, dtype: str, row: int, tmp_path: Path
-) -> None:
+def test_a_damaged_row_header_is_met_when_its_row_is(format: str, dtype: str, row: int, tmp_path: Path) -> None:
     data = bytearray(raw(ramp(11, 5, dtype), format))
     data[row * (len(data) // 11)] = 6
     path = tmp_path / f"x.{format}"
@@ -197,9 +191,7 @@ def test_a_damaged_row_header_is_met_when_its_row_is(
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize(("format", "dtype"), [c for c in CASES if np.dtype(c[1]).kind == "f"])
-def test_nan_and_infinity_name_the_row_of_the_file(
-    format: str, dtype: str, value: float, tmp_path: Path
-) -> None:
+def test_nan_and_infinity_name_the_row_of_the_file(format: str, dtype: str, value: float, tmp_path: Path) -> None:
     array = ramp(30, 4, dtype)
     array[17, 2] = value
     array[23, 0] = value
@@ -240,9 +232,7 @@ def test_npy_contents_under_another_name(named: str, tmp_path: Path) -> None:
     ("named", "actual"), [("bvecs", "fvecs"), ("fvecs", "bvecs"), ("u8bin", "fbin"), ("npy", "fvecs")]
 )
 def test_contents_of_another_format(named: str, actual: str, tmp_path: Path) -> None:
-    with open_vectors(
-        DATA / "sift_query.fvecs"
-    ) as queries:  # 33 rows of each make a whole number of the other's
+    with open_vectors(DATA / "sift_query.fvecs") as queries:  # 33 rows of each make a whole number of the other's
         array = queries.read(0, 132 * 3).astype(FIXED[actual])
     path = save(tmp_path / f"x.{named}", array, actual)
     with pytest.raises(VectorFileError, match="--format"):
@@ -352,7 +342,5 @@ def test_resident_memory_does_not_follow_the_file(order: str, tmp_path: Path) ->
     with path.open("wb") as handle:
         np.lib.format.write_array_header_1_0(handle, header)
         handle.truncate(handle.tell() + N * D)  # sparse: takes no disk
-    done = subprocess.run(
-        [sys.executable, "-c", _MEASURE, str(path)], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", _MEASURE, str(path)], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 40  # MB, of 128

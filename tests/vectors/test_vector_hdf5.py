@@ -72,9 +72,7 @@ def test_without_a_key_the_only_table_is_taken(tmp_path: Path, sift: np.ndarray,
     with open_vectors(tmp_path / "one.h5") as vectors:
         assert vectors.name.endswith("one.h5::vectors")
         np.testing.assert_array_equal(vectors.read(0, 60), sift)
-    with pytest.raises(
-        UsageError, match=r"several tables; name one: .*::test \(7, 128\) float32.*::train \(60"
-    ):
+    with pytest.raises(UsageError, match=r"several tables; name one: .*::test \(7, 128\) float32.*::train \(60"):
         open_vectors(ann)
 
 
@@ -84,9 +82,7 @@ def test_a_wrong_key_lists_the_right_ones(key: str, ann: Path) -> None:
         open_vectors(f"{ann}::{key}")
 
 
-@pytest.mark.parametrize(
-    ("key", "message"), [("flat", r"shape \(4,\)"), ("names", "convert"), ("none", "no vectors")]
-)
+@pytest.mark.parametrize(("key", "message"), [("flat", r"shape \(4,\)"), ("names", "convert"), ("none", "no vectors")])
 def test_datasets_that_are_no_vectors(key: str, message: str, ann: Path) -> None:
     with pytest.raises(VectorFileError, match=message):
         open_vectors(f"{ann}::{key}")
@@ -117,9 +113,7 @@ def test_nan_names_the_row(chunks: tuple[int, int] | None, tmp_path: Path) -> No
 
 @quick
 @given(st.data())
-def test_damage_never_escapes_as_other_errors(
-    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
-) -> None:
+def test_damage_never_escapes_as_other_errors(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     path = tmp_path_factory.getbasetemp() / "damaged.h5"
     with h5py.File(path, "w") as file:
         file.create_dataset("x", data=ramp(20, 4, "<f4"), chunks=(5, 4), compression="gzip")

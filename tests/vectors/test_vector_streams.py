@@ -157,7 +157,5 @@ def test_an_endless_pipe_is_read_no_further_than_needed() -> None:
 def test_sample_files_as_streams(name: str) -> None:
     with (DATA / name).open("rb") as handle, open_vectors(DATA / name) as vectors:
         stream = read_stream(handle, vectors.format, skip=300)
-        for ours, theirs in zip(
-            stream.batches(5000), vectors.section(300, len(vectors)).batches(5000), strict=True
-        ):
+        for ours, theirs in zip(stream.batches(5000), vectors.section(300, len(vectors)).batches(5000), strict=True):
             np.testing.assert_array_equal(ours, theirs)

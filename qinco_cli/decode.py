@@ -1,0 +1,149 @@
+"""`qinco decode`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qinco_cli import options as opt
+
+if TYPE_CHECKING:
+    from qinco_core.api import Codec
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("decode", epilog=opt.example("qinco decode base -o base.fvecs --steps 4"))(decode)
+
+
+def decode(
+    codes: Annotated[
+        str,
+        typer.Argument(metavar="CODES", help="Codes: a file, a name in the store, or - for a stream on stdin."),
+    ],
+    out: Annotated[str, typer.Option("-o", "--output", metavar="FILE", help="Vectors to write; - for stdout.")],
+    steps: Annotated[
+        int | None,
+        typer.Option("--steps", metavar="m", help="Use the first m symbols only. [default: all M]"),
+    ] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Read bare packed symbols.")] = False,
+    model: opt.ModelOption = None,
+    store: opt.StoreOption = None,
+    format: Annotated[
+        str | None, typer.Option("--format", metavar="NAME", help="Format to write. [default: by extension]")
+    ] = None,
+    force: opt.ForceOption = False,
+    dry_run: opt.DryRunOption = False,
+    json_: opt.JsonOption = False,
+    device: opt.DeviceOption = "auto",
+    precision: opt.PrecisionOption = "auto",
+    threads: opt.ThreadsOption = None,
+    quiet: opt.QuietOption = False,
+) -> None:
+    """Get vectors back from codes, all of their symbols or a prefix."""
+    import numpy as np
+
+    from qinco_cli.console import Console, print_json
+    from qinco_core.files import check_output
+    from qinco_core.jobs import decode_to
+    from qinco_core.vectors import detect_format, open_writer
+
+    if out != "-":
+        detect_format(out, format)
+        check_output(out, force=force or dry_run)
+    codec = opt.open_codec(model, store, device=device, precision=precision, threads=threads)
+    codec.check_steps(steps)
+    with Console(quiet) as console, open_codes(codes, codec, store, raw) as (batches, count):
+        if dry_run:
+            _report(codec, codes, out, count, steps, json_)
+            return
+        console.note(f"decoding on {codec.plan}")
+        started = time.perf_counter()
+        target: Any = sys.stdout.buffer if out == "-" else out
+        writer = open_writer(target, D=codec.config.D, dtype=np.float32, format=format, count=count, force=force)
+        with writer as sink:
+            done = decode_to(codec, batches, sink, steps=steps, count=count, progress=console)
+        seconds = time.perf_counter() - started
+    if out != "-":
+        console.note(f"wrote {done:,} vectors to {out} in {seconds:.1f} s")
+        if json_:
+            print_json({"output": out, "vectors": done, "seconds": round(seconds, 3)})
+
+
+@contextmanager
+def open_codes(name: str, codec: Codec, store: str | None, raw: bool) -> Iterator[tuple[Iterator[Any], int | None]]:
+    """Batches of packed codes from an artifact, a stream or raw bytes, and their number if known."""
+    from qinco_core.files import existing_file
+    from qinco_core.jobs import check_codes, code_batches, read_raw
+    from qinco_core.store import StreamReader, is_stream
+    from qinco_core.store import open_codes as open_artifact
+
+    if name == "-":
+        handle = sys.stdin.buffer
+        if raw:
+            yield read_raw(handle, codec.config.code_bytes, "<stdin>"), None
+            return
+        reader = StreamReader(handle)
+        check_codes(codec, reader.spec, "the codes from stdin")
+        yield code_batches(reader), reader.count
+        return
+    path = existing_file(find_codes(name, store))
+    if raw or is_stream(path):
+        with path.open("rb") as file:
+            if raw:
+                yield read_raw(file, codec.config.code_bytes, str(path)), None
+                return
+            reader = StreamReader(file)
+            check_codes(codec, reader.spec, str(path))
+            yield code_batches(reader), reader.count
+        return
+    with open_artifact(path) as artifact:
+        check_codes(codec, artifact.spec, str(path))
+        yield code_batches(artifact), len(artifact)
+
+
+def find_codes(name: str, store: str | None) -> Path:
+    """A file of codes by its path, or by its name in the store."""
+    from qinco_core.store import Store
+
+    path = Path(name)
+    if path.exists() or path.suffix or len(path.parts) > 1:
+        return path
+    return Store.locate(store).codes(name)
+
+
+def _report(codec: Codec, name: str, out: str, count: int | None, steps: int | None, as_json: bool) -> None:
+    import numpy as np
+
+    from qinco_cli.console import duration, print_json, print_pairs, size
+    from qinco_core.jobs import estimate
+
+    symbols = np.random.default_rng(0).integers(0, codec.config.K, (256, codec.config.M))
+
+    def work(n: int) -> float:
+        started = time.perf_counter()
+        codec.decode(symbols[:n], steps=steps)
+        return time.perf_counter() - started
+
+    found = estimate(work, count, 4 * codec.config.D, codec, 1 << 14)
+    if as_json:
+        print_json({"input": name, "output": out, **found.as_dict()})
+        return
+    unknown = "unknown until the stream ends"
+    print_pairs(
+        [
+            ("would read", f"{name}: {unknown if count is None else f'{count:,}'} codes"),
+            ("would write", f"{out}: {unknown if found.output_bytes is None else size(found.output_bytes)}"),
+            ("memory", f"about {size(found.memory_bytes)}"),
+            (
+                "time",
+                f"about {unknown if found.seconds is None else duration(found.seconds)} on {codec.plan}",
+            ),
+        ]
+    )

@@ -1,0 +1,202 @@
+"""`qinco encode`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qinco_cli import options as opt
+
+if TYPE_CHECKING:
+    from qinco_core.api import Codec
+    from qinco_core.config import EncodeConfig
+    from qinco_core.jobs import Rows
+    from qinco_core.vectors import VectorSource
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("encode", epilog=opt.example("qinco encode base.fvecs -o - | ssh host qinco decode - -o out.npy"))(
+        encode
+    )
+
+
+def encode(
+    xb: Annotated[str, typer.Argument(metavar="XB", help="Vectors to compress; - for stdin (with --format).")],
+    out: Annotated[
+        str | None,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="FILE",
+            help="Codes to write; - for a stream on stdout. [default: codes/NAME.h5 in the store]",
+        ),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="Name of the codes in the store. [default: the file's]")
+    ] = None,
+    ids: Annotated[
+        str | None,
+        typer.Option("--ids", metavar="FILE.npy", help="64-bit ids, one a vector. [default: row numbers]"),
+    ] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Write bare packed symbols, with nothing around them.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted job.")] = False,
+    A: opt.AOption = None,
+    B: opt.BOption = None,
+    exact: opt.ExactOption = False,
+    model: opt.ModelOption = None,
+    store: opt.StoreOption = None,
+    format: opt.FormatOption = None,
+    skip: opt.SkipOption = 0,
+    limit: opt.LimitOption = None,
+    force: opt.ForceOption = False,
+    dry_run: opt.DryRunOption = False,
+    json_: opt.JsonOption = False,
+    device: opt.DeviceOption = "auto",
+    precision: opt.PrecisionOption = "auto",
+    threads: opt.ThreadsOption = None,
+    quiet: opt.QuietOption = False,
+) -> None:
+    """Compress vectors to codes of M·log2 K bits."""
+    from qinco_cli.console import Console, print_json
+    from qinco_core.jobs import Rows, check_dimension
+
+    with opt.open_source(xb, format, skip, limit) as source, Console(quiet) as console:
+        target = _target(xb, out, name, store, raw)
+        codec = opt.open_codec(model, store, device=device, precision=precision, threads=threads)
+        search = opt.search_options(codec, A, B, exact)
+        check_dimension(codec, source)
+        rows = Rows(source, skip, _read_ids(ids))
+        if dry_run:
+            _report(codec, source, target, search, json_)
+            return
+        console.note(f"encoding on {codec.plan}; A = {search.A}, B = {search.B}, T = {search.T}")
+        started = time.perf_counter()
+        fingerprint = _run(codec, rows, target, search, console, raw=raw, force=force, resume=resume)
+        seconds = time.perf_counter() - started
+        if target is None:
+            return
+        console.note(f"wrote {target} in {seconds:.1f} s")
+        if json_:
+            print_json({"output": str(target), "fingerprint": fingerprint, "seconds": round(seconds, 3)})
+
+
+def _target(xb: str, out: str | None, name: str | None, store: str | None, raw: bool) -> Path | None:
+    """The file to write, or None for stdout."""
+    from qinco_core.errors import UsageError
+    from qinco_core.store import Store
+
+    if out == "-":
+        return None
+    if out is not None:
+        return Path(out)
+    if raw:
+        raise UsageError("--raw writes no artifact: say where with -o FILE, or -o - for stdout")
+    if name is None and xb == "-":
+        raise UsageError("vectors from stdin have no name: give the codes one with --name, or a file with -o")
+    return Store.locate(store).codes(name or Path(xb.partition("::")[0]).stem)
+
+
+def _run(
+    codec: Codec,
+    rows: Rows,
+    target: Path | None,
+    search: EncodeConfig,
+    console: Any,
+    *,
+    raw: bool,
+    force: bool,
+    resume: bool,
+) -> str | None:
+    from qinco_core.files import atomic_output
+    from qinco_core.jobs import encode_to_artifact, encode_to_stream
+
+    if target is None:
+        encode_to_stream(codec, rows, sys.stdout.buffer, search=search, progress=console, raw=raw)
+        return None
+    if raw:
+        with atomic_output(target, force=force) as temporary, temporary.open("wb") as handle:
+            encode_to_stream(codec, rows, handle, search=search, progress=console, raw=True)
+        return None
+    return _to_artifact(encode_to_artifact, codec, rows, target, search, console, force, resume)
+
+
+def _to_artifact(
+    job: Any,
+    codec: Codec,
+    rows: Rows,
+    target: Path,
+    search: EncodeConfig,
+    console: Any,
+    force: bool,
+    resume: bool,
+) -> str:
+    from qinco_core.store import partial_path
+
+    try:
+        return str(job(codec, rows, target, search=search, progress=console, force=force, resume=resume))
+    except KeyboardInterrupt:
+        kept = "; continue with the same command and --resume" if partial_path(target).exists() else ""
+        raise KeyboardInterrupt(f"interrupted{kept}") from None
+
+
+def _read_ids(path: str | None) -> Any:
+    import numpy as np
+
+    from qinco_core.errors import UsageError
+    from qinco_core.files import existing_file
+
+    if path is None:
+        return None
+    try:
+        ids = np.load(existing_file(path), mmap_mode="r", allow_pickle=False)
+    except ValueError as error:
+        raise UsageError(f"{path} is no .npy file of ids ({error})") from error
+    if ids.ndim != 1 or ids.dtype.kind not in "iu":
+        raise UsageError(f"{path} holds {ids.dtype} of shape {ids.shape}; ids are integers in one dimension")
+    return ids.astype(np.int64)
+
+
+def _report(codec: Codec, source: VectorSource, target: Path | None, search: EncodeConfig, as_json: bool) -> None:
+    import numpy as np
+
+    from qinco_cli.console import duration, print_json, print_pairs, size
+    from qinco_core.jobs import estimate
+
+    noise = np.random.default_rng(0).standard_normal((256, codec.config.D)).astype(np.float32)
+    v = noise * float(codec.network.std) + codec.network.mean.numpy()
+
+    def work(n: int) -> float:
+        started = time.perf_counter()
+        codec.encode(v[:n], search=search)
+        return time.perf_counter() - started
+
+    found = estimate(work, source.count, codec.config.code_bytes, codec, 2048)
+    if as_json:
+        print_json({"input": source.name, "output": str(target or "-"), **found.as_dict()})
+        return
+    unknown = "unknown until the stream ends"
+    print_pairs(
+        [
+            (
+                "would read",
+                f"{source.name}: {unknown if source.count is None else f'{source.count:,}'} vectors "
+                f"of {source.dim} × {source.dtype}",
+            ),
+            (
+                "would write",
+                f"{target or 'stdout'}: {found.bytes_per_vector:g} bytes a vector, "
+                f"{unknown if found.output_bytes is None else size(found.output_bytes)}",
+            ),
+            ("memory", f"about {size(found.memory_bytes)}"),
+            (
+                "time",
+                f"about {unknown if found.seconds is None else duration(found.seconds)} "
+                f"({found.vectors_per_second:,.0f} vectors/s on {codec.plan})",
+            ),
+        ]
+    )

@@ -1,0 +1,191 @@
+"""`qinco eval`."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qinco_cli import options as opt
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from qinco_core.api import Codec
+    from qinco_core.evaluation.quality import Quality
+    from qinco_core.vectors import VectorFile
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(
+        "eval",
+        epilog=opt.example("qinco eval base.u8bin --queries query.fvecs --baselines --train learn.bvecs"),
+    )(evaluate)
+
+
+def evaluate(
+    xb: Annotated[str | None, typer.Argument(metavar="[XB]", help="Vectors to encode, decode and compare.")] = None,
+    valset: Annotated[
+        str | None,
+        typer.Option("--valset", metavar="XT", help="Instead: the validation part of this training file."),
+    ] = None,
+    codes: Annotated[
+        str | None,
+        typer.Option("--codes", help="Check these codes of XB, file or name in the store; do not encode."),
+    ] = None,
+    queries: Annotated[str | None, typer.Option("--queries", metavar="XQ", help="Queries, to report recall.")] = None,
+    groundtruth: Annotated[
+        str | None,
+        typer.Option("--groundtruth", metavar="GT", help="Their true neighbours. [default: computed]"),
+    ] = None,
+    baselines: Annotated[
+        bool, typer.Option("--baselines", help="Compare with Faiss PQ, OPQ, RQ and LSQ at the same bytes.")
+    ] = False,
+    baseline: Annotated[
+        list[str] | None, typer.Option("--baseline", metavar="PQ|OPQ|RQ|LSQ", help="Only these; repeatable.")
+    ] = None,
+    train: Annotated[
+        str | None, typer.Option("--train", metavar="XT", help="Training vectors of the baselines.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE.png", help="Draw MSE over bytes, for every prefix.")
+    ] = None,
+    A: opt.AOption = None,
+    B: opt.BOption = None,
+    exact: opt.ExactOption = False,
+    model: opt.ModelOption = None,
+    store: opt.StoreOption = None,
+    format: opt.FormatOption = None,
+    skip: opt.SkipOption = 0,
+    limit: opt.LimitOption = None,
+    force: opt.ForceOption = False,
+    json_: opt.JsonOption = False,
+    device: opt.DeviceOption = "auto",
+    precision: opt.PrecisionOption = "auto",
+    threads: opt.ThreadsOption = None,
+    quiet: opt.QuietOption = False,
+) -> None:
+    """Measure a model: error, rates, recall; beside other quantizers if asked."""
+    from qinco_cli.console import Console
+    from qinco_core.errors import UsageError
+    from qinco_core.evaluation.quality import measure, measure_baseline
+    from qinco_core.files import check_output
+    from qinco_core.jobs import check_dimension
+    from qinco_core.vectors import open_vectors
+
+    names = _baseline_names(baselines, baseline)
+    if (xb is None) == (valset is None):
+        raise UsageError("name the vectors to measure: a file XB, or --valset XT, one of the two")
+    if names and train is None and valset is None:
+        raise UsageError("baselines are trained here: give their training vectors with --train")
+    if plot is not None:
+        check_output(plot, force=force)
+    with ExitStack() as stack:
+        console = stack.enter_context(Console(quiet))
+        codec = opt.open_codec(model, store, device=device, precision=precision, threads=threads)
+        vectors = stack.enter_context(open_vectors(xb or str(valset), format=format, skip=skip, limit=limit))
+        check_dimension(codec, vectors)
+        training = None
+        if valset is not None:
+            training, vectors = _split(vectors, codec)
+        if names and train is not None:
+            training = stack.enter_context(open_vectors(train))
+        asked = opt.load_queries(queries, groundtruth, vectors) if queries else None
+        search = opt.search_options(codec, A, B, exact)
+        console.note(f"evaluating on {codec.plan}")
+        known = stack.enter_context(_symbols(codes, codec, store)) if codes else None
+        label = str(codec.training.get("preset", "qinco"))
+        results = [measure(codec, vectors, name=label, search=search, progress=console, codes=known, queries=asked)]
+        for name in names:
+            assert training is not None
+            console.note(f"training {name} on {len(training):,} vectors")
+            xt = training.read(0, len(training)).astype("float32")
+            results.append(measure_baseline(name, xt, vectors, codec.config.code_bytes, seed=0, queries=asked))
+    _render(results, vectors, codec, json_)
+    if plot is not None:
+        _draw(results, codec, plot, vectors.name, force)
+        console.note(f"drew {plot}")
+
+
+def _baseline_names(every: bool, some: Sequence[str] | None) -> list[str]:
+    from qinco_core.errors import UsageError
+    from qinco_core.evaluation.baselines import baseline_names
+    from qinco_core.optional import import_faiss
+
+    names = list(some or (baseline_names() if every else ()))
+    if unknown := [name for name in names if name not in baseline_names()]:
+        raise UsageError(f"no baseline {unknown[0]!r}; there are {', '.join(baseline_names())}")
+    if names:
+        import_faiss()
+    return names
+
+
+def _split(vectors: VectorFile, codec: Codec) -> tuple[VectorFile, VectorFile]:
+    """The training and validation parts of a training file, as this model's training split it."""
+    from qinco_core.errors import UsageError
+
+    val = codec.training.get("val_vectors")
+    if val is None or val >= len(vectors):
+        raise UsageError(f"the model does not say which part of {vectors.name} it was validated on: give a file XB")
+    N = len(vectors) - int(val)
+    return vectors.section(0, N), vectors.section(N, len(vectors))
+
+
+def _symbols(name: str, codec: Codec, store: str | None) -> Any:
+    """A context that gives the symbols of codes, batch by batch."""
+    from contextlib import contextmanager
+
+    from qinco_cli.decode import open_codes
+
+    @contextmanager
+    def batches() -> Iterator[Any]:
+        with open_codes(name, codec, store, raw=False) as (packed, _):
+            yield (codec.unpack(batch) for batch in packed)
+
+    return batches()
+
+
+def _render(results: Sequence[Quality], vectors: VectorFile, codec: Codec, as_json: bool) -> None:
+    from qinco_cli.console import print_json, print_table
+
+    if as_json:
+        described = {"vectors": vectors.name, "count": len(vectors), "plan": str(codec.plan)}
+        print_json({**described, "results": [result.as_dict() for result in results]})
+        return
+    ks = sorted({k for result in results for k in result.recall})
+    columns = [
+        "quantizer",
+        "bytes",
+        "MSE",
+        "relative",
+        *(f"R@{k}" for k in ks),
+        "encode/s",
+        "decode/s",
+        "training",
+    ]
+    rows = []
+    for r in results:
+        recall = [f"{r.recall[k]:.3f}" if k in r.recall else "" for k in ks]
+        rates = [f"{rate:,.0f}" if rate else "" for rate in (r.encode_rate, r.decode_rate)]
+        seconds = r.train_seconds or codec.training.get("seconds")
+        cells = [f"{r.bytes:g}", f"{r.mse:,.6g}", f"{r.relative_mse:.4f}", *recall, *rates]
+        rows.append([r.name, *cells, f"{seconds:,.1f} s" if seconds else ""])
+    print_table(columns, rows)
+    bits = codec.config.bits
+    print_table(
+        ["prefix (symbols)", "bytes", "MSE"],
+        [[str(m), f"{m * bits / 8:g}", f"{mse:,.6g}"] for m, mse in enumerate(results[0].prefix_mse, start=1)],
+    )
+
+
+def _draw(results: Sequence[Quality], codec: Codec, path: Path, name: str, force: bool) -> None:
+    from qinco_core.evaluation.picture import Curve, draw_rate_distortion
+
+    ours, *others = results
+    sizes = tuple(m * codec.config.bits / 8 for m in range(1, codec.config.M + 1))
+    curves = [Curve(ours.name, sizes, tuple(ours.prefix_mse), emphasised=True)]
+    curves += [Curve(other.name, (other.bytes,), (other.mse,)) for other in others]
+    draw_rate_distortion(curves, path, f"Rate and distortion on {Path(name).name}", force=force)

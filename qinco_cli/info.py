@@ -1,0 +1,94 @@
+"""`qinco info`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from qinco_cli import options as opt
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("info", epilog=opt.example("qinco info qinco.store/model.h5"))(info)
+
+
+def info(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="An artifact, a saved stream, or a file of vectors.")],
+    format: opt.FormatOption = None,
+    json_: opt.JsonOption = False,
+) -> None:
+    """Say what a file is: its kind, sizes, configuration and lineage."""
+    from qinco_cli.console import print_json, print_pairs
+    from qinco_core.files import existing_file
+    from qinco_core.store import is_stream, read_header
+
+    path = Path(file.partition("::")[0])
+    if "::" not in file and format is None and path.suffix == ".h5":
+        facts = _artifact(path, read_header(path))
+    elif "::" not in file and format is None and is_stream(existing_file(path)):
+        facts = _stream(path)
+    else:
+        facts = _vectors(file, format)
+    if json_:
+        print_json(facts)
+        return
+    print_pairs([(name, _text(value)) for name, value in facts.items()])
+
+
+def _artifact(path: Path, header: Any) -> dict[str, Any]:
+    from qinco_core.store import load_model, open_codes
+
+    facts = {
+        "file": str(path),
+        "kind": header.kind,
+        "fingerprint": header.fingerprint,
+        "created": header.created,
+        "written by": f"qinco {header.writer}, format {header.format_version}",
+        "parents": [f"{parent.kind} {parent.fingerprint}" for parent in header.parents],
+        "bytes": path.stat().st_size,
+    }
+    if header.kind == "model":
+        stored = load_model(path)
+        facts["parameters"] = sum(tensor.size for tensor in stored.tensors.values())
+        facts["bytes per vector"] = stored.config.code_bytes
+        facts |= {"model": stored.config.model_dump(), "encoder": stored.encode.model_dump()}
+        facts["training"] = stored.training
+    elif header.kind == "codes":
+        with open_codes(path) as codes:
+            facts |= {"vectors": len(codes), "bytes per vector": codes.spec.code_bytes, "ids": codes.with_ids}
+            facts |= codes.spec.fields()
+    else:
+        facts["config"] = header.config
+    return facts
+
+
+def _stream(path: Path) -> dict[str, Any]:
+    from qinco_core.store import StreamReader
+
+    with path.open("rb") as handle:
+        reader = StreamReader(handle)
+        count = reader.count
+        return {"file": str(path), "kind": "stream of codes", "vectors": count, **reader.spec.fields()}
+
+
+def _vectors(file: str, format: str | None) -> dict[str, Any]:
+    from qinco_core.vectors import open_vectors
+
+    with open_vectors(file, format=format) as vectors:
+        N, D = vectors.shape
+        return {"file": file, "kind": "vectors", "format": vectors.format, "vectors": N, "D": D} | {
+            "dtype": str(vectors.dtype)
+        }
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return "  ".join(f"{name} {_text(inner)}" for name, inner in value.items() if inner not in (None, {}))
+    if isinstance(value, list):
+        return ", ".join(map(_text, value)) or "none"
+    if isinstance(value, float):
+        return f"{value:,.6g}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

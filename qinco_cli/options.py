@@ -1,0 +1,150 @@
+"""Options that several commands share, and what becomes of them."""
+
+from __future__ import annotations
+
+import re
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from qinco_core.api import Codec
+    from qinco_core.config import EncodeConfig
+    from qinco_core.vectors import VectorFile, VectorSource
+
+StoreOption = Annotated[
+    str | None,
+    typer.Option("--store", metavar="DIR", help="Artifact directory. [default: $QINCO_STORE or qinco.store]"),
+]
+ModelOption = Annotated[
+    Path | None,
+    typer.Option("--model", metavar="FILE", help="Model artifact. [default: model.h5 in the store]"),
+]
+FormatOption = Annotated[
+    str | None,
+    typer.Option("--format", metavar="NAME", help="Format of the vectors, where the file's extension does not say."),
+]
+SkipOption = Annotated[int, typer.Option("--skip", metavar="N", help="Vectors to pass over at the start.")]
+LimitOption = Annotated[int | None, typer.Option("--limit", metavar="N", help="Vectors to use at most. [default: all]")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+DryRunOption = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Say what would be read and written, how large, how long; do nothing."),
+]
+DeviceOption = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda", help="Where to compute.")]
+PrecisionOption = Annotated[
+    str, typer.Option("--precision", metavar="auto|bfloat16|float32", help="Number format of the products.")
+]
+ThreadsOption = Annotated[int | None, typer.Option("--threads", metavar="N", help="CPU threads. [default: all cores]")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes.")]
+AOption = Annotated[
+    int | None,
+    typer.Option("-A", metavar="N", help="Candidates pre-selected per beam; 0: all. [default: the model's]"),
+]
+BOption = Annotated[int | None, typer.Option("-B", metavar="N", help="Beam width. [default: the model's]")]
+ExactOption = Annotated[
+    bool,
+    typer.Option("--exact", help="Pre-select A per beam, as published, not the best of all beams together."),
+]
+
+
+def example(text: str) -> str:
+    """The last line of a command's help."""
+    return f"Example: {text}"
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of a duration like 90, 90s, 5m, 1h30m.
+
+    Raises:
+        UsageError: it is none.
+    """
+    from qinco_core.errors import UsageError
+
+    units = {"h": 3600.0, "m": 60.0, "s": 1.0}
+    parts = re.findall(r"(\d+(?:\.\d+)?)([hms]?)", text)
+    if not parts or "".join(n + unit for n, unit in parts) != text:
+        raise UsageError(f"{text!r} is no duration: write it like 90s, 5m or 1h30m")
+    seconds = sum(float(number) * units[unit or "s"] for number, unit in parts)
+    if seconds <= 0:
+        raise UsageError(f"a duration of {text!r} leaves no time to work")
+    return seconds
+
+
+def open_codec(model: Path | None, store: str | None, *, device: str, precision: str, threads: int | None) -> Codec:
+    """The model that the options name."""
+    from qinco_core.api import Codec
+    from qinco_core.store import Store
+
+    path = model or Store.locate(store).model
+    return Codec.load(path, device=device, precision=precision, threads=threads)
+
+
+def search_options(codec: Codec, A: int | None, B: int | None, exact: bool) -> EncodeConfig:
+    """The encoder that -A, -B and --exact ask for."""
+    from qinco_core.config import EncodeConfig
+    from qinco_core.errors import UsageError
+
+    search = EncodeConfig.parse({"A": codec.search.A if A is None else A, "B": codec.search.B if B is None else B})
+    if search.A > 0 and not codec.config.preselect:
+        raise UsageError("this model has no pre-selection codebooks: use -A 0")
+    if search.A > codec.config.K:
+        raise UsageError(f"-A {search.A} is more than the model's K = {codec.config.K} codewords")
+    return search if exact else search.fast
+
+
+@contextmanager
+def open_source(path: str, format: str | None, skip: int, limit: int | None) -> Iterator[VectorSource]:
+    """Vectors from a file, or from stdin for "-"."""
+    from qinco_core.errors import UsageError
+    from qinco_core.vectors import open_vectors, read_stream
+
+    if path != "-":
+        with open_vectors(path, format=format, skip=skip, limit=limit) as file:
+            yield file
+        return
+    if format is None:
+        raise UsageError("vectors from stdin need --format, for example --format fvecs")
+    yield read_stream(sys.stdin.buffer, format, skip=skip, limit=limit)
+
+
+def load_queries(xq: str, truth: str | None, vectors: VectorFile) -> Any:
+    """The queries and their true neighbours, computed where no file gives them."""
+    from qinco_core.errors import DimensionError
+    from qinco_core.evaluation.quality import Queries, check_truth, true_neighbors
+    from qinco_core.vectors import open_vectors
+
+    with open_vectors(xq) as file:
+        queries = file.read(0, len(file))
+    if queries.shape[1] != vectors.dim:
+        raise DimensionError(f"{xq} has dimension {queries.shape[1]}, but {vectors.name} has {vectors.dim}")
+    if truth is None:
+        return Queries(queries, true_neighbors(vectors, queries))
+    with open_vectors(truth) as file:
+        ids = file.read(0, len(file))
+    check_truth(ids, len(queries), vectors)
+    return Queries(queries, ids)
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[Any]:
+    """A function that says whether Ctrl-C or SIGTERM has come; a second one interrupts at once."""
+    asked: list[int] = []
+
+    def handle(number: int, _: object) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,168 @@
+"""`qinco train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qinco_cli import options as opt
+
+if TYPE_CHECKING:
+    from qinco_core.vectors import VectorFile
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("train", epilog=opt.example("qinco train --preset qinco2-S --time 10m learn.bvecs"))(train)
+
+
+def train(
+    xt: Annotated[str, typer.Argument(metavar="XT", help="Training vectors.")],
+    preset: Annotated[str, typer.Option("--preset", help="Sizes to start from; see qinco presets.")] = "qinco2-S",
+    M: Annotated[int | None, typer.Option("-M", "--M", help="Steps, symbols per code. [default: the preset's]")] = None,
+    K: Annotated[int | None, typer.Option("--K", help="Codewords per step, a power of two.")] = None,
+    L: Annotated[int | None, typer.Option("--L", help="Residual blocks per step.")] = None,
+    de: Annotated[int | None, typer.Option("--de", help="Embedding width E.")] = None,
+    dh: Annotated[int | None, typer.Option("--dh", help="Hidden width H.")] = None,
+    A: opt.AOption = None,
+    B: opt.BOption = None,
+    recipe: Annotated[
+        str, typer.Option("--recipe", metavar="fast|paper", help="How to train: ours, or as published.")
+    ] = "fast",
+    time: Annotated[
+        str | None, typer.Option("--time", metavar="5m", help="Train this long (after the initialisation).")
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option("--epochs", help="Or this many epochs. [default: 20; paper: 60]")
+    ] = None,
+    samples: Annotated[int | None, typer.Option("--samples", help="Or this many vectors in all.")] = None,
+    epoch_size: Annotated[
+        int | None, typer.Option("--epoch-size", help="Vectors of an epoch. [default: all, at most 500,000]")
+    ] = None,
+    batch: Annotated[int, typer.Option("--batch", help="Vectors of an optimizer step.")] = 1024,
+    accumulate: Annotated[int, typer.Option("--accumulate", help="Batches added up to one optimizer step.")] = 1,
+    lr: Annotated[float | None, typer.Option("--lr", help="Peak learning rate. [default: by the run's length]")] = None,
+    val: Annotated[
+        int | None,
+        typer.Option("--val", help="Validate on the last N vectors. [default: 10,000, at most a tenth]"),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of all randomness.")] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="FILE", help="Model to write. [default: model.h5 in the store]"),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    tensorboard: Annotated[Path | None, typer.Option("--tensorboard", metavar="DIR", help="Also log there.")] = None,
+    store: opt.StoreOption = None,
+    format: opt.FormatOption = None,
+    skip: opt.SkipOption = 0,
+    limit: opt.LimitOption = None,
+    force: opt.ForceOption = False,
+    dry_run: opt.DryRunOption = False,
+    json_: opt.JsonOption = False,
+    device: opt.DeviceOption = "auto",
+    precision: opt.PrecisionOption = "auto",
+    threads: opt.ThreadsOption = None,
+    quiet: opt.QuietOption = False,
+) -> None:
+    """Train a model on a file of vectors."""
+    from qinco_core.errors import UsageError
+    from qinco_core.store import Store
+    from qinco_core.vectors import open_vectors
+
+    if xt == "-":
+        raise UsageError("training draws vectors in random order, so it needs a file, not a stream")
+    changes = {"M": M, "K": K, "L": L, "E": de, "H": dh, "A": A, "B": B}
+    training: dict[str, Any] = {"recipe": recipe, "samples": samples, "epoch_size": epoch_size, "batch": batch}
+    training |= {"accumulate": accumulate, "lr": lr, "val": val, "seed": seed}
+    options: dict[str, Any] = {
+        "preset_name": preset,
+        "seconds": opt.parse_duration(time) if time else None,
+        "epochs": epochs,
+        "changes": {name: value for name, value in changes.items() if value is not None},
+        "training": {name: value for name, value in training.items() if value is not None},
+    }
+    machine = {"device": device, "precision": precision, "threads": threads}
+    target = out or Store.locate(store).model
+    with open_vectors(xt, format=format, skip=skip, limit=limit) as vectors:
+        if dry_run:
+            _report(vectors, target, options, machine, json_)
+            return
+        _train(vectors, target, options, machine, resume, force, tensorboard, quiet, json_)
+
+
+def _train(
+    vectors: VectorFile,
+    target: Path,
+    options: dict[str, Any],
+    machine: dict[str, Any],
+    resume: bool,
+    force: bool,
+    tensorboard: Path | None,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    from qinco_cli.console import Console, print_json
+    from qinco_core.api import Codec
+    from qinco_core.codec.precision import plan
+    from qinco_core.errors import OutputExistsError
+    from qinco_core.files import check_output, existing_file
+    from qinco_core.training.trainer import Interrupted
+
+    check_output(target, force=force)
+    checkpoint = target.with_name(f"{target.stem}.training.h5")
+    if resume:
+        existing_file(checkpoint)
+    elif checkpoint.exists() and not force:
+        raise OutputExistsError(
+            f"{checkpoint} is left of an interrupted run; go on with it by --resume, or start over with --force"
+        )
+    with Console(quiet) as console, opt.stop_on_signal() as stop:
+        console.note(f"training on {plan(**machine)}")
+        try:
+            codec = Codec.train(
+                vectors,
+                **options,
+                **machine,
+                checkpoint=checkpoint,
+                log=target.with_name(f"{target.stem}.training.jsonl"),
+                tensorboard=tensorboard,
+                resume=resume,
+                progress=console,
+                stop=stop,
+            )
+        except Interrupted:
+            raise KeyboardInterrupt(
+                f"interrupted; {checkpoint} is kept: continue with the same command and --resume"
+            ) from None
+        header = codec.save(target, force=force)
+        console.note(
+            f"wrote {target}: validation MSE {codec.training['val_mse']:,.6g}, {codec.config.code_bytes} bytes a vector"
+        )
+    if as_json:
+        print_json({"output": str(target), "fingerprint": header.fingerprint, **codec.training})
+
+
+def _report(vectors: VectorFile, target: Path, options: dict[str, Any], machine: dict[str, Any], as_json: bool) -> None:
+    from qinco_cli.console import duration, print_json, print_pairs, size
+    from qinco_core.training.forecast import forecast
+
+    found = forecast(vectors, **options, **machine)
+    if as_json:
+        print_json({"input": vectors.name, "output": str(target), **found.as_dict()})
+        return
+    N, D = vectors.shape
+    print_pairs(
+        [
+            ("would read", f"{vectors.name}: {N:,} vectors of {D} × {vectors.dtype}"),
+            ("would write", f"{target}: {size(found.model_bytes)}, {found.parameters:,} parameters"),
+            ("codes", f"{found.code_bytes} bytes a vector"),
+            ("memory", f"about {size(found.memory_bytes)}"),
+            (
+                "training",
+                f"{found.samples:,} vectors, about {duration(found.seconds)} after the initialisation",
+            ),
+        ]
+    )

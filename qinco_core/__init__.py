@@ -1,0 +1,44 @@
+"""QINCo2: neural compression of vectors to a few bytes each.
+
+`Codec` is the library in one class; `open_vectors` and `write_vectors` read and write files of vectors.
+Importing this package imports neither torch nor faiss; using `Codec` does.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qinco_core.api import Codec
+    from qinco_core.config import PRESETS, EncodeConfig, ModelConfig, TrainConfig
+    from qinco_core.errors import QincoError
+    from qinco_core.vectors import open_vectors, write_vectors
+
+_HOME = {
+    "Codec": "qinco_core.api",
+    "PRESETS": "qinco_core.config",
+    "EncodeConfig": "qinco_core.config",
+    "ModelConfig": "qinco_core.config",
+    "TrainConfig": "qinco_core.config",
+    "QincoError": "qinco_core.errors",
+    "open_vectors": "qinco_core.vectors",
+    "write_vectors": "qinco_core.vectors",
+}
+
+__all__ = [
+    "PRESETS",
+    "Codec",
+    "EncodeConfig",
+    "ModelConfig",
+    "QincoError",
+    "TrainConfig",
+    "open_vectors",
+    "write_vectors",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

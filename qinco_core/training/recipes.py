@@ -1,0 +1,62 @@
+"""The recipes: how long, how fast, through which beam."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qinco_core.config import EncodeConfig, ModelConfig, TrainConfig
+from qinco_core.errors import UsageError
+
+_DEFAULT_EPOCHS = {"fast": 20, "paper": 60}
+_EPOCH_SIZE = {"fast": 500_000, "paper": 10_000_000}
+
+
+def recipe(
+    model: ModelConfig,
+    search: EncodeConfig,
+    vectors: int,
+    *,
+    seconds: float | None = None,
+    epochs: int | None = None,
+    changes: dict[str, Any] | None = None,
+) -> TrainConfig:
+    """The settings of a run.
+
+    Args:
+        model: what is trained; QINCo1 rules bring their own optimizer and schedule in the paper's recipe.
+        search: the encoder the model is meant for; the paper's recipe trains through it.
+        vectors: how many there are, for the default length of an epoch.
+        seconds: wall-clock budget; or
+        epochs: a number of epochs; or `samples` among the changes. 20 epochs (60 in the paper's) else.
+        changes: fields of `TrainConfig` that override the recipe's.
+
+    Raises:
+        UsageError: more than one budget is given, or a field is out of range.
+    """
+    fields: dict[str, Any] = dict(changes or {})
+    name = fields.setdefault("recipe", "fast")
+    if name not in _DEFAULT_EPOCHS:
+        raise UsageError(f"no recipe {name!r}; there are {', '.join(_DEFAULT_EPOCHS)}")
+    if sum(given is not None for given in (seconds, epochs, fields.get("samples"))) > 1:
+        raise UsageError("a run has one budget: give a time, or epochs, or samples")
+    base: dict[str, Any] = {}
+    if name == "paper":
+        base = {"passes": 1, "warmup": 3 / 60, "A": search.A, "B": search.B, "encode_batch": 1024}
+        if model.rules == "qinco1":
+            base |= {
+                "optimizer": "adam",
+                "schedule": "plateau",
+                "weight_decay": 0.0,
+                "clip": 0.0,
+                "warmup": 0.0,
+            }
+    if not model.preselect:
+        base["A"] = 0
+    fields = base | fields
+    if seconds is None and fields.get("samples") is None:
+        size = fields.get("epoch_size") or min(vectors, _EPOCH_SIZE[name])
+        fields |= {"samples": (epochs or _DEFAULT_EPOCHS[name]) * size, "epoch_size": size}
+    fields["seconds"] = seconds
+    batch = fields.get("batch", 1024) * fields.get("accumulate", 1)
+    fields["encode_batch"] = max(fields.get("encode_batch", 2048), batch)
+    return TrainConfig.parse(fields)
