@@ -12,6 +12,8 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.table import Table
 from rich.text import Text
 
+from qinco_core.files import storage_errors
+
 
 class _Rate(ProgressColumn):
     """Units per second of what a task counts."""
@@ -75,7 +77,7 @@ class Console:
 
 def print_json(value: Any) -> None:
     """JSON on stdout."""
-    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+    _write(json.dumps(value, indent=2))
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -90,18 +92,25 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         console.print(table)
         return
     widths = [max(len(row[i]) for row in [columns, *rows]) for i in range(len(columns))]
+    lines = []
     for row in [columns, *rows]:
         cells = [
             cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
         ]
-        sys.stdout.write("  ".join(cells).rstrip() + "\n")
+        lines.append("  ".join(cells).rstrip())
+    _write(*lines)
 
 
 def print_pairs(pairs: Sequence[tuple[str, str]]) -> None:
     """Names and values on stdout."""
     width = max(len(name) for name, _ in pairs)
-    for name, value in pairs:
-        sys.stdout.write(f"{name.ljust(width)}  {value}\n")
+    _write(*(f"{name.ljust(width)}  {value}" for name, value in pairs))
+
+
+def _write(*lines: str) -> None:
+    with storage_errors("<stdout>"):
+        sys.stdout.write("\n".join(lines) + "\n")
+        sys.stdout.flush()
 
 
 def size(count: float) -> str:

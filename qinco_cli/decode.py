@@ -113,7 +113,7 @@ def find_codes(name: str, store: str | None) -> Path:
     from qinco_core.store import Store
 
     path = Path(name)
-    if path.exists() or path.suffix or len(path.parts) > 1:
+    if path.exists() or len(path.parts) > 1 or name.endswith(".h5"):
         return path
     return Store.locate(store).codes(name)
 

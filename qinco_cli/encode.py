@@ -65,6 +65,7 @@ def encode(
     from qinco_cli.console import Console, print_json
     from qinco_core.jobs import Rows, check_dimension
 
+    _check_options(out, name, raw=raw, resume=resume, ids=ids)
     with opt.open_source(xb, format, skip, limit) as source, Console(quiet) as console:
         target = _target(xb, out, name, store, raw)
         codec = opt.open_codec(model, store, device=device, precision=precision, threads=threads)
@@ -85,15 +86,25 @@ def encode(
             print_json({"output": str(target), "fingerprint": fingerprint, "seconds": round(seconds, 3)})
 
 
+def _check_options(out: str | None, name: str | None, *, raw: bool, resume: bool, ids: str | None) -> None:
+    """Refuse options that contradict one another."""
+    from qinco_core.errors import UsageError
+
+    if name is not None and out is not None:
+        raise UsageError("--name is a name in the store and -o a path: give one of the two")
+    if resume and (raw or out == "-"):
+        raise UsageError("only a codes artifact can be resumed: leave out --raw and -o -, or --resume")
+    if raw and ids is not None:
+        raise UsageError("--raw has no place for ids: leave out --ids, or write an artifact or a stream")
+
+
 def _target(xb: str, out: str | None, name: str | None, store: str | None, raw: bool) -> Path | None:
     """The file to write, or None for stdout."""
     from qinco_core.errors import UsageError
     from qinco_core.store import Store
 
-    if out == "-":
-        return None
     if out is not None:
-        return Path(out)
+        return None if out == "-" else Path(out)
     if raw:
         raise UsageError("--raw writes no artifact: say where with -o FILE, or -o - for stdout")
     if name is None and xb == "-":
@@ -147,15 +158,15 @@ def _to_artifact(
 def _read_ids(path: str | None) -> Any:
     import numpy as np
 
-    from qinco_core.errors import UsageError
+    from qinco_core.errors import UsageError, VectorFileError
     from qinco_core.files import existing_file
 
     if path is None:
         return None
     try:
-        ids = np.load(existing_file(path), mmap_mode="r", allow_pickle=False)
+        ids = np.lib.format.open_memmap(existing_file(path), mode="r")
     except ValueError as error:
-        raise UsageError(f"{path} is no .npy file of ids ({error})") from error
+        raise VectorFileError(f"{path} is no .npy file of ids ({error}); write it with numpy.save") from error
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
         raise UsageError(f"{path} holds {ids.dtype} of shape {ids.shape}; ids are integers in one dimension")
     return ids.astype(np.int64)

@@ -48,7 +48,8 @@ def evaluate(
         list[str] | None, typer.Option("--baseline", metavar="PQ|OPQ|RQ|LSQ", help="Only these; repeatable.")
     ] = None,
     train: Annotated[
-        str | None, typer.Option("--train", metavar="XT", help="Training vectors of the baselines.")
+        str | None,
+        typer.Option("--train", metavar="XT", help="Training vectors of the baselines. [default: those of --valset]"),
     ] = None,
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE.png", help="Draw MSE over bytes, for every prefix.")
@@ -74,6 +75,7 @@ def evaluate(
     from qinco_core.evaluation.quality import measure, measure_baseline
     from qinco_core.files import check_output
     from qinco_core.jobs import check_dimension
+    from qinco_core.optional import import_pyplot
     from qinco_core.vectors import open_vectors
 
     names = _baseline_names(baselines, baseline)
@@ -81,8 +83,11 @@ def evaluate(
         raise UsageError("name the vectors to measure: a file XB, or --valset XT, one of the two")
     if names and train is None and valset is None:
         raise UsageError("baselines are trained here: give their training vectors with --train")
+    if groundtruth is not None and queries is None:
+        raise UsageError("--groundtruth is of queries: give them with --queries")
     if plot is not None:
         check_output(plot, force=force)
+        import_pyplot()
     with ExitStack() as stack:
         console = stack.enter_context(Console(quiet))
         codec = opt.open_codec(model, store, device=device, precision=precision, threads=threads)
@@ -93,6 +98,7 @@ def evaluate(
             training, vectors = _split(vectors, codec)
         if names and train is not None:
             training = stack.enter_context(open_vectors(train))
+            check_dimension(codec, training)
         asked = opt.load_queries(queries, groundtruth, vectors) if queries else None
         search = opt.search_options(codec, A, B, exact)
         console.note(f"evaluating on {codec.plan}")

@@ -3,18 +3,37 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from typing import Annotated
+import traceback
+from types import FrameType
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from qinco_cli import decode, encode, evaluate, info, presets, train, verify
+from qinco_cli import decode, encode, evaluate, info, options, presets, train, verify
 from qinco_core.errors import QincoError
+
+
+class _Commands(TyperGroup):
+    """The group of all commands; ends their failures before Typer's own handlers see them."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (QincoError, KeyboardInterrupt, MemoryError, OSError, EOFError) as error:
+            if ctx.params["debug"]:
+                traceback.print_exc()
+            _drop_output()
+            sys.exit(_explain(error))
+
 
 app = typer.Typer(
     name="qinco",
+    cls=_Commands,
     help="Compress vectors to a few bytes each with QINCo2, and get them back.",
-    epilog="Start with: qinco train --preset qinco2-S data.fvecs",
+    epilog=options.example("qinco train --preset qinco2-S data.fvecs"),
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -46,29 +65,43 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line: exit 0 done, 1 the work failed, 2 wrong usage, 130 interrupted."""
-    debug = "--debug" in sys.argv[1:]
-    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    """Run the command line: exit 0 done, 1 the work failed, 2 wrong usage, 130 interrupted, 141 broken pipe."""
+    arguments = sys.argv[1:]
+    if "--debug" in arguments:  # wherever it stands
+        arguments = ["--debug", *(argument for argument in arguments if argument != "--debug")]
+    before = signal.signal(signal.SIGTERM, _interrupt)
     try:
-        app(args=arguments, standalone_mode=True)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # whoever read our output has enough; keep the interpreter from flushing into nothing
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
-    except (QincoError, KeyboardInterrupt, MemoryError) as error:
-        if debug:
+        app(args=arguments)
+    except Exception as error:
+        if "--debug" in arguments:
             raise
-        sys.exit(_explain(error))
+        sys.exit(f"qinco: {type(error).__name__}: {' '.join(str(error).split())} (--debug shows where)")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _drop_output() -> None:
+    """Write out what stdout still holds; where it takes no more, keep the interpreter from trying again."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _explain(error: BaseException) -> int:
+    """Say on stderr what went wrong, in one line; returns the exit code."""
+    code, text = 1, str(error)
+    if isinstance(error, BrokenPipeError):
+        return 141  # whoever read our output has enough
     if isinstance(error, KeyboardInterrupt):
-        print(f"qinco: {error}" if str(error) else "qinco: interrupted", file=sys.stderr)
-        return 130
-    if isinstance(error, MemoryError):
-        print(f"qinco: out of memory ({error}); use --limit, or a smaller model", file=sys.stderr)
-        return 1
-    print(f"qinco: {error}", file=sys.stderr)
-    assert isinstance(error, QincoError)
-    return error.exit_code
+        code, text = 130, text or "interrupted"
+    elif isinstance(error, MemoryError):
+        text = f"out of memory ({text}); use --limit, or a smaller model"
+    elif isinstance(error, QincoError):
+        code = error.exit_code
+    print("qinco:", " ".join(text.splitlines()), file=sys.stderr)
+    return code

@@ -27,7 +27,7 @@ ModelOption = Annotated[
 ]
 FormatOption = Annotated[
     str | None,
-    typer.Option("--format", metavar="NAME", help="Format of the vectors, where the file's extension does not say."),
+    typer.Option("--format", metavar="NAME", help="Format of the vectors. [default: by extension]"),
 ]
 SkipOption = Annotated[int, typer.Option("--skip", metavar="N", help="Vectors to pass over at the start.")]
 LimitOption = Annotated[int | None, typer.Option("--limit", metavar="N", help="Vectors to use at most. [default: all]")]
@@ -55,8 +55,8 @@ ExactOption = Annotated[
 
 
 def example(text: str) -> str:
-    """The last line of a command's help."""
-    return f"Example: {text}"
+    """The end of a command's help; the mark keeps it in one line, to be copied."""
+    return f"\b\nExample:\n  {text}"
 
 
 def parse_duration(text: str) -> float:

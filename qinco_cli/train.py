@@ -22,20 +22,23 @@ def train(
     xt: Annotated[str, typer.Argument(metavar="XT", help="Training vectors.")],
     preset: Annotated[str, typer.Option("--preset", help="Sizes to start from; see qinco presets.")] = "qinco2-S",
     M: Annotated[int | None, typer.Option("-M", "--M", help="Steps, symbols per code. [default: the preset's]")] = None,
-    K: Annotated[int | None, typer.Option("--K", help="Codewords per step, a power of two.")] = None,
-    L: Annotated[int | None, typer.Option("--L", help="Residual blocks per step.")] = None,
-    de: Annotated[int | None, typer.Option("--de", help="Embedding width E.")] = None,
-    dh: Annotated[int | None, typer.Option("--dh", help="Hidden width H.")] = None,
+    K: Annotated[
+        int | None, typer.Option("--K", help="Codewords per step, a power of two. [default: the preset's]")
+    ] = None,
+    L: Annotated[int | None, typer.Option("--L", help="Residual blocks per step. [default: the preset's]")] = None,
+    de: Annotated[int | None, typer.Option("--de", help="Embedding width E. [default: the preset's]")] = None,
+    dh: Annotated[int | None, typer.Option("--dh", help="Hidden width H. [default: the preset's]")] = None,
     A: opt.AOption = None,
     B: opt.BOption = None,
     recipe: Annotated[
         str, typer.Option("--recipe", metavar="fast|paper", help="How to train: ours, or as published.")
     ] = "fast",
     time: Annotated[
-        str | None, typer.Option("--time", metavar="5m", help="Train this long (after the initialisation).")
+        str | None,
+        typer.Option("--time", metavar="5m", help="Train this long, in s, m or h (after the initialisation)."),
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option("--epochs", help="Or this many epochs. [default: 20; paper: 60]")
+        int | None, typer.Option("--epochs", min=1, help="Or this many epochs. [default: 20; paper: 60]")
     ] = None,
     samples: Annotated[int | None, typer.Option("--samples", help="Or this many vectors in all.")] = None,
     epoch_size: Annotated[
@@ -109,10 +112,11 @@ def _train(
     from qinco_core.codec.precision import plan
     from qinco_core.errors import OutputExistsError
     from qinco_core.files import check_output, existing_file
+    from qinco_core.store import training_files
     from qinco_core.training.trainer import Interrupted
 
     check_output(target, force=force)
-    checkpoint = target.with_name(f"{target.stem}.training.h5")
+    checkpoint, log = training_files(target)
     if resume:
         existing_file(checkpoint)
     elif checkpoint.exists() and not force:
@@ -127,15 +131,17 @@ def _train(
                 **options,
                 **machine,
                 checkpoint=checkpoint,
-                log=target.with_name(f"{target.stem}.training.jsonl"),
+                log=log,
                 tensorboard=tensorboard,
                 resume=resume,
                 progress=console,
                 stop=stop,
             )
-        except Interrupted:
+        except (Interrupted, KeyboardInterrupt):
             raise KeyboardInterrupt(
                 f"interrupted; {checkpoint} is kept: continue with the same command and --resume"
+                if checkpoint.exists()
+                else "interrupted before there was anything to keep: start again with the same command"
             ) from None
         header = codec.save(target, force=force)
         console.note(

@@ -19,12 +19,12 @@ from qinco_core.codec.engine import Engine
 from qinco_core.codec.network import Network
 from qinco_core.codec.packing import pack, symbol_dtype, truncate, unpack
 from qinco_core.codec.precision import Plan, plan
-from qinco_core.config import EncodeConfig, ModelConfig, preset
+from qinco_core.config import EncodeConfig, ModelConfig
 from qinco_core.errors import DimensionError, UsageError, VectorFileError
 from qinco_core.progress import Progress
 from qinco_core.store import CodesSpec, Header, load_model, save_model
 from qinco_core.training.log import TrainingLog
-from qinco_core.training.recipes import recipe
+from qinco_core.training.recipes import model_and_search, recipe
 from qinco_core.training.trainer import train
 from qinco_core.vectors import VectorFile, open_vectors, write_vectors
 
@@ -240,18 +240,3 @@ class Codec:
             row = int((~v.isfinite().all(1)).nonzero()[0])
             raise VectorFileError(f"row {row} holds NaN or infinity; remove it and encode again")
         return v
-
-
-def model_and_search(name: str, D: int, changes: dict[str, Any]) -> tuple[ModelConfig, EncodeConfig]:
-    """The model and encoder of a preset for dimension D, with any of A, B, M, K, L, E, H changed.
-
-    Raises:
-        UsageError: no such preset, or sizes that cannot be.
-    """
-    base = preset(name)
-    search = EncodeConfig.parse({"A": base.A, "B": base.B} | {k: v for k, v in changes.items() if k in "AB"})
-    sizes = {k: v for k, v in changes.items() if k not in "AB"}
-    model = base.model(D, preselect=search.A > 0, **sizes)
-    if search.A > model.K:
-        raise UsageError(f"A = {search.A} candidates of K = {model.K} codewords: use A = {model.K} or less")
-    return model, search

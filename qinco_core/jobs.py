@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 from qinco_core.api import Codec
 from qinco_core.config import EncodeConfig
 from qinco_core.errors import DimensionError, StreamError, UsageError, VectorFileError
+from qinco_core.files import storage_errors
 from qinco_core.progress import Progress
 from qinco_core.store import CodesSpec, StreamWriter, create_codes
+from qinco_core.store.artifact import write_all
 from qinco_core.vectors import VectorFile, VectorSource, VectorWriter
 
 Codes = NDArray[np.uint8]
@@ -43,7 +45,9 @@ class RawSink:
 
     def append(self, codes: Codes, ids: Ids | None = None) -> None:
         """Write n more codes; ids are not kept."""
-        self.handle.write(np.ascontiguousarray(codes).data)
+        with storage_errors(getattr(self.handle, "name", "the output stream")):
+            write_all(self.handle, np.ascontiguousarray(codes))
+            self.handle.flush()
 
 
 @dataclass(frozen=True)

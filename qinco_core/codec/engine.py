@@ -121,11 +121,12 @@ class Engine:
         z = step.embed(k, xhat_NBD.flatten(0, 1).to(step.dtype), beam)
         error_NT = step.errors(z, k, residual_NBD.flatten(0, 1), beam).view(N, T)
         best = error_NT.topk(min(keep, T), dim=1, largest=False, sorted=False).indices
+        keep = best.shape[1]
         row = (best + torch.arange(N, device=x_ND.device)[:, None] * T).flatten()
         k, beam = k[row], beam[row]
         xhat = xhat_NBD.flatten(0, 1).index_select(0, beam) + step.refine(z.index_select(0, row), k)
         codes = torch.cat([codes_NBm.flatten(0, 1).index_select(0, beam), k[:, None]], dim=1)
-        return xhat.view(N, -1, xhat.shape[1]), codes.view(N, best.shape[1], -1)
+        return xhat.view(N, keep, xhat.shape[1]), codes.view(N, keep, codes.shape[1])
 
     def _decode_rows(self, codes_Nm: Tensor) -> Tensor:
         xhat = self._start.index_select(0, codes_Nm[:, 0])
@@ -170,6 +171,6 @@ def _best_pairs(score_NBK: Tensor, norm_NB: Tensor, T: int) -> Tensor:
     beam_NT = group_NT // groups
     first = group_NT + beam_NT * (K - groups)
     pair_NC = (first[..., None] + torch.arange(0, K, groups, device=first.device)).flatten(1)
-    score_NC = score_NBK.flatten(1).gather(1, pair_NC).view(N, T, -1) + norm_NB.gather(1, beam_NT)[..., None]
+    score_NC = score_NBK.flatten(1).gather(1, pair_NC).view(N, T, K // groups) + norm_NB.gather(1, beam_NT)[..., None]
     best_NT = score_NC.flatten(1).topk(T, dim=1, largest=False, sorted=False).indices
     return pair_NC.gather(1, best_NT)

@@ -28,11 +28,6 @@ class Store:
         """Path of the trained model."""
         return self.root / "model.h5"
 
-    @property
-    def checkpoint(self) -> Path:
-        """Path of the state of an unfinished training run."""
-        return self.root / "training.h5"
-
     def codes(self, name: str) -> Path:
         """Path of the codes called `name`.
 
@@ -42,3 +37,9 @@ class Store:
         if not _NAME.fullmatch(name):
             raise UsageError(f"{name!r} cannot name codes; use letters, digits, '.', '_' and '-'")
         return self.root / "codes" / f"{name}.h5"
+
+
+def training_files(model: str | Path) -> tuple[Path, Path]:
+    """Paths of the checkpoint of the run that is to become `model`, and of its log: beside the model."""
+    stem = Path(model).stem
+    return Path(model).with_name(f"{stem}.training.h5"), Path(model).with_name(f"{stem}.training.jsonl")

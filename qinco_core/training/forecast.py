@@ -7,11 +7,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from qinco_core.api import model_and_search
 from qinco_core.codec.precision import plan
 from qinco_core.progress import Silent
 from qinco_core.training.log import TrainingLog
-from qinco_core.training.recipes import recipe
+from qinco_core.training.recipes import model_and_search, recipe
 from qinco_core.training.trainer import Run
 from qinco_core.vectors import VectorFile
 

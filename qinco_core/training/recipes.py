@@ -1,14 +1,29 @@
-"""The recipes: how long, how fast, through which beam."""
+"""What is trained and how: sizes from a preset, then how long, how fast, through which beam."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from qinco_core.config import EncodeConfig, ModelConfig, TrainConfig
+from qinco_core.config import EncodeConfig, ModelConfig, TrainConfig, preset
 from qinco_core.errors import UsageError
 
 _DEFAULT_EPOCHS = {"fast": 20, "paper": 60}
 _EPOCH_SIZE = {"fast": 500_000, "paper": 10_000_000}
+
+
+def model_and_search(name: str, D: int, changes: dict[str, Any]) -> tuple[ModelConfig, EncodeConfig]:
+    """The model and encoder of a preset for dimension D, with any of A, B, M, K, L, E, H changed.
+
+    Raises:
+        UsageError: no such preset, or sizes that cannot be.
+    """
+    base = preset(name)
+    search = EncodeConfig.parse({"A": base.A, "B": base.B} | {k: v for k, v in changes.items() if k in "AB"})
+    sizes = {k: v for k, v in changes.items() if k not in "AB"}
+    model = base.model(D, preselect=search.A > 0, **sizes)
+    if search.A > model.K:
+        raise UsageError(f"A = {search.A} candidates of K = {model.K} codewords: use A = {model.K} or less")
+    return model, search
 
 
 def recipe(

@@ -29,7 +29,7 @@ class Position:
         rounds: validations done.
         peak: the learning rate the schedule scales; settled when warm-up ends.
         scale: the plateau schedule's factor.
-        best_mse, best_round: of the validation, in the units of the data.
+        best_mse, best_round: of the validation, in the units of the data; None before the first.
     """
 
     batches: int = 0
@@ -39,7 +39,7 @@ class Position:
     rounds: int = 0
     peak: float = 0.0
     scale: float = 1.0
-    best_mse: float = float("inf")
+    best_mse: float | None = None
     best_round: int = 0
 
 

@@ -254,7 +254,7 @@ class Run:
         state, position = self.state, self.state.position
         position.rounds += 1
         mse = self.validate(_VAL_ROWS)
-        if mse < position.best_mse:
+        if position.best_mse is None or mse < position.best_mse:
             position.best_mse, position.best_round = mse, position.rounds
             state.best = state.network.to_arrays()
         unused = int((state.usage == 0).sum())
@@ -321,13 +321,13 @@ class _Recent:
         return {"loss": self.loss, "mse": self.mse, "vectors/s": self.rate}
 
 
-def _plain(state: State) -> dict[str, float]:
+def _plain(state: State) -> dict[str, float | None]:
     position = state.position
     return {
         "round": position.rounds,
         "samples": position.samples,
         "steps": position.steps,
         "seconds": round(position.seconds, 3),
-        "best_val_mse": position.best_mse if math.isfinite(position.best_mse) else -1.0,
+        "best_val_mse": position.best_mse,
         "peak_lr": position.peak,
     }

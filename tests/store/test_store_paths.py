@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from qinco_core.errors import UsageError
-from qinco_core.store import Store
+from qinco_core.store import Store, training_files
 
 
 def test_option_then_environment_then_default(monkeypatch):
@@ -16,9 +16,10 @@ def test_option_then_environment_then_default(monkeypatch):
 
 def test_names_are_stable():
     store = Store(Path("s"))
-    assert [str(p) for p in (store.model, store.checkpoint, store.codes("base.v2"))] == [
+    assert [str(p) for p in (store.model, *training_files(store.model), store.codes("base.v2"))] == [
         "s/model.h5",
-        "s/training.h5",
+        "s/model.training.h5",
+        "s/model.training.jsonl",
         "s/codes/base.v2.h5",
     ]
 

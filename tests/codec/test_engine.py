@@ -1,0 +1,141 @@
+"""The engine against the plain path, on weights trained here."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from qinco_core.api import Codec
+from qinco_core.codec import reference
+from qinco_core.codec.engine import Engine, _best_pairs
+from qinco_core.codec.network import Network
+from qinco_core.codec.precision import plan
+from qinco_core.codec.tables import StepTables
+from qinco_core.config import EncodeConfig, ModelConfig
+from qinco_core.errors import DeviceError
+from qinco_core.vectors import open_vectors
+
+A8B8 = EncodeConfig(A=8, B=8)
+
+
+@pytest.fixture(scope="module")
+def base(sift_learn) -> torch.Tensor:
+    with open_vectors(sift_learn.with_name("sift_base.u8bin")) as file:
+        return torch.from_numpy(file.read(0, 2000))
+
+
+def mse(codec: Codec, v: torch.Tensor, codes: torch.Tensor) -> float:
+    network = codec.network
+    return float((network.denormalize(network.decode(codes)) - v).square().sum(1).mean())
+
+
+@pytest.fixture(scope="module")
+def plain_mse(trained: Codec, base: torch.Tensor) -> float:
+    codes, _ = reference.encode(trained.network, trained.network.normalize(base), A8B8)
+    return mse(trained, base, codes)
+
+
+def test_float32_per_beam_equals_the_reference(trained: Codec, base: torch.Tensor, plain_mse: float) -> None:
+    codes, _ = Engine(trained.network, plan("cpu", "float32")).encode(base, A8B8)
+    assert mse(trained, base, codes) == pytest.approx(plain_mse, rel=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_fast_mode_is_as_good_as_the_reference(
+    trained: Codec, base: torch.Tensor, plain_mse: float, precision: str
+) -> None:
+    codes, _ = Engine(trained.network, plan("cpu", precision)).encode(base, A8B8.fast)
+    assert mse(trained, base, codes) <= plain_mse * 1.005
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 8])
+def test_decoding_any_prefix(trained: Codec, base: torch.Tensor, steps: int) -> None:
+    codes, _ = trained._engine.encode(base, A8B8.fast)
+    plain = trained.network.denormalize(trained.network.decode(codes, steps))
+    exact = Engine(trained.network, plan("cpu", "float32")).decode(codes, steps)
+    torch.testing.assert_close(exact, plain, rtol=1e-4, atol=1e-2)
+    fast = Engine(trained.network, plan("cpu", "bfloat16")).decode(codes[:, :steps])
+    error, plain_error = ((decoded - base).square().sum(1).mean() for decoded in (fast, plain))
+    assert float(error) == pytest.approx(float(plain_error), rel=5e-3)
+
+
+def test_threads_do_not_change_the_result(trained: Codec, base: torch.Tensor) -> None:
+    one, two = (Engine(trained.network, plan("cpu", "float32", threads)) for threads in (1, 3))
+    assert torch.equal(one.encode(base, A8B8.fast)[0], two.encode(base, A8B8.fast)[0])
+
+
+def test_no_vectors(trained: Codec) -> None:
+    codes, _ = trained._engine.encode(torch.zeros(0, 128), A8B8.fast)
+    assert codes.shape == (0, 8)
+    assert trained._engine.decode(codes).shape == (0, 128)
+
+
+@pytest.mark.parametrize(("D", "E"), [(24, 24), (24, 8), (24, 40)])
+@pytest.mark.parametrize("rules", ["qinco1", "qinco2"])
+@pytest.mark.parametrize("ivf", [0, 7])
+def test_tables_are_exact_algebra(D: int, E: int, rules: str, ivf: int) -> None:
+    """Identity, narrower and wider projections, both rules, with and without an IVF."""
+    torch.manual_seed(D + E)
+    config = ModelConfig(rules=rules, D=D, M=3, K=16, L=2, E=E, H=12, preselect=rules == "qinco2", ivf_K=ivf)
+    network = Network(config).requires_grad_(False)
+    for tensor in network.state_dict().values():
+        tensor.copy_(torch.randn_like(tensor) * 0.3)
+    network.std.fill_(1.0)
+    tables = StepTables(network.steps[0], plan("cpu", "float32"))
+    xhat, residual = torch.randn(5, D), torch.randn(5, D)
+    k, beam = torch.randint(16, (40,)), torch.randint(5, (40,))
+    f = network.steps[0](network.steps[0].codebook[k], xhat[beam])
+    z = tables.embed(k, xhat, beam)
+    torch.testing.assert_close(tables.refine(z, k), f, rtol=1e-4, atol=1e-5)
+    expected = (residual[beam] - f).square().sum(1)
+    torch.testing.assert_close(tables.errors(z, k, residual, beam), expected, rtol=1e-4, atol=1e-4)
+
+    x = torch.randn(50, D)
+    search = EncodeConfig(A=4 if rules == "qinco2" else 0, B=3)
+    codes, lists = Engine(network, plan("cpu", "float32")).encode(network.denormalize(x), search)
+    wanted, wanted_lists = reference.encode(network, x, search)
+    assert (codes == wanted).float().mean() > 0.97  # near-ties may fall the other way
+    if ivf:
+        assert lists is not None and wanted_lists is not None and torch.equal(lists, wanted_lists)
+
+
+@pytest.mark.parametrize("K", [2, 16, 64, 256])
+@pytest.mark.parametrize("T", [1, 8, 20])
+def test_best_pairs_are_the_best(K: int, T: int) -> None:
+    torch.manual_seed(K)
+    score, norm = torch.randn(6, 10, K), torch.rand(6, 10)
+    found = _best_pairs(score, norm, T)
+    values = (score + norm[..., None]).flatten(1)
+    best = values.topk(T, largest=False).values
+    assert torch.equal(values.gather(1, found).sort(1).values, best.sort(1).values)
+
+
+def test_fast_search_of_every_width() -> None:
+    for A in (0, 1, 2, 4, 16):
+        for B in (1, 2, 4, 32):
+            fast = EncodeConfig(A=A, B=B).fast
+            assert fast.T <= max(A * B, 0) and fast.B >= B
+
+
+def test_devices_that_are_not_there() -> None:
+    with pytest.raises(DeviceError, match="no device 'tpu'"):
+        plan("tpu")
+    with pytest.raises(DeviceError, match="no precision"):
+        plan("cpu", "float8")
+    if not torch.cuda.is_available():
+        with pytest.raises(DeviceError, match="--device cpu"):
+            plan("cuda")
+
+
+def test_codec_takes_numpy_and_torch_alike(trained: Codec, base: torch.Tensor) -> None:
+    codes = trained.encode(base[:100].numpy())
+    assert codes.dtype == np.uint8 and codes.shape == (100, 8)
+    same = trained.encode(base[:100])
+    assert np.array_equal(same.numpy(), codes)
+    decoded = trained.decode(codes)
+    assert decoded.dtype == np.float32
+    assert np.array_equal(trained.decode(same).numpy(), decoded)
+    assert np.array_equal(trained.unpack(trained.pack(codes)), codes)
+    prefix = trained.decode(codes, steps=3)
+    assert np.array_equal(trained.decode(codes[:, :3], steps=3), prefix)

@@ -1,0 +1,138 @@
+"""The parts of training by themselves: loss, gradients, schedule, normalisation, codewords."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from qinco_core.api import Codec
+from qinco_core.codec.network import Network
+from qinco_core.codec.precision import plan
+from qinco_core.config import ModelConfig, TrainConfig
+from qinco_core.progress import Silent
+from qinco_core.training.codewords import replace_unused
+from qinco_core.training.data import TrainingData, normalisation
+from qinco_core.training.gradients import accumulate_gradients
+from qinco_core.training.initialise import kmeans, nearest
+from qinco_core.training.loss import chain_loss
+from qinco_core.training.schedule import Budget, peak_rate, rate
+from qinco_core.training.state import new_state
+from qinco_core.vectors import open_vectors
+
+
+def random_network(rules: str = "qinco2", E: int = 8, ivf: int = 0) -> Network:
+    torch.manual_seed(3)
+    config = ModelConfig(rules=rules, D=12, M=4, K=8, L=2, E=E, H=16, preselect=rules == "qinco2", ivf_K=ivf)
+    network = Network(config)
+    for tensor in network.state_dict().values():
+        tensor.copy_(torch.randn_like(tensor) * 0.3)
+    return network
+
+
+@pytest.mark.parametrize("rules", ["qinco1", "qinco2"])
+@pytest.mark.parametrize("E", [8, 12])
+@pytest.mark.parametrize("ivf", [0, 5])
+def test_loss_is_the_sum_of_method_4(rules: str, E: int, ivf: int) -> None:
+    """Against the formula, written with the plain network."""
+    network = random_network(rules, E, ivf)
+    x, codes = torch.randn(30, 12), torch.randint(8, (30, 4))
+    lists = torch.randint(5, (30,)) if ivf else None
+    expected = torch.zeros(())
+    used = 0 if ivf else 1
+    for m in range(1, 5):
+        xhat = network.decode(codes, m, lists)
+        expected = expected + (xhat - x).square().mean()
+        if m > used and rules == "qinco2":
+            before = network.decode(codes, m - 1, lists) if m > 1 else network.start(codes, lists)[0]
+            guess = network.steps[m - 1 - used].preselect[codes[:, m - 1]]
+            expected = expected + (before.detach() + guess - x).square().mean()
+    loss, error = chain_loss(network, x, codes, lists, torch.float32)
+    torch.testing.assert_close(loss / 30, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(error / 30, (network.decode(codes, 4, lists) - x).square().mean(), rtol=1e-4, atol=1e-5)
+
+
+def test_shared_gradients_are_the_gradients() -> None:
+    network = random_network()
+    parameters = list(network.parameters())
+    x, codes = torch.randn(1024, 12), torch.randint(8, (1024, 4))
+    loss, _ = chain_loss(network, x, codes, None, torch.float32)
+    expected = torch.autograd.grad(loss / 1024, parameters)
+    for threads in (1, 3):
+        network.zero_grad()
+        accumulate_gradients(network, parameters, (x, codes, None), 1 / 1024, plan("cpu", "float32", threads))
+        for parameter, wanted in zip(parameters, expected, strict=True):
+            assert parameter.grad is not None
+            torch.testing.assert_close(parameter.grad, wanted, rtol=1e-3, atol=1e-6)
+
+
+def test_learning_rate() -> None:
+    config = TrainConfig(samples=1000, warmup=0.1)
+    assert rate(config, 2.0, 0.0) == 0.0
+    assert rate(config, 2.0, 0.05) == pytest.approx(1.0)
+    assert rate(config, 2.0, 0.1) == pytest.approx(2.0)
+    assert rate(config, 2.0, 0.55) == pytest.approx(2.0 * math.cos(math.pi / 4))
+    assert rate(config, 2.0, 1.0) == pytest.approx(2e-3)
+    assert peak_rate(config, 100) > peak_rate(config, 100_000)
+    assert peak_rate(TrainConfig(samples=1, lr=0.5), 100) == 0.5
+
+
+def test_budgets() -> None:
+    work = Budget.of(TrainConfig(samples=1000, epoch_size=250), 5000)
+    assert [work.rounds(n, 1e9) for n in (0, 249, 250, 1000)] == [0, 0, 1, 4]
+    assert work.fraction(500, 0) == 0.5 and work.fraction(2000, 0) == 1.0
+    timed = Budget.of(TrainConfig(seconds=320), 5000)
+    assert [timed.rounds(0, s) for s in (0, 19.9, 20, 320)] == [0, 0, 1, 16]
+    assert timed.fraction(10**9, 80) == 0.25
+
+
+def test_normalisation(sift_learn: Path) -> None:
+    with open_vectors(sift_learn, limit=3000) as file:
+        v = file.read(0, 3000).astype(np.float64)
+        mean, std = normalisation(file, "qinco2")
+        low, half = normalisation(file, "qinco1")
+    np.testing.assert_allclose(mean, v.mean(0), rtol=1e-6)
+    assert float(std) == pytest.approx(v.std(), rel=1e-6)
+    assert set(low.tolist()) == {v.min() + 1} and float(half) == (v.max() - v.min()) / 2
+
+
+def test_an_epoch_draws_every_vector_once(sift_learn: Path) -> None:
+    with open_vectors(sift_learn, limit=1100) as file:
+        data = TrainingData(file, ModelConfig(D=128, K=16), TrainConfig(samples=1, encode_batch=250, val=100))
+        v = file.read(0, 1000)
+        first = np.concatenate([data.draw(i).numpy() for i in range(4)])
+        again = np.concatenate([data.draw(i).numpy() for i in range(4, 8)])
+        assert np.array_equal(data.draw(2), first[500:750])
+    assert not np.array_equal(first, again)
+    for drawn in (first, again):
+        assert np.array_equal(v[np.lexsort(v.T)], drawn[np.lexsort(drawn.T)])
+
+
+def test_kmeans_repairs_empty_clusters() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.cat([torch.randn(200, 4, generator=generator), torch.randn(200, 4, generator=generator) + 50])
+    centroids = kmeans(x, 8, 20, generator, plan("cpu"), Silent(), lambda: False)
+    assert torch.bincount(nearest(x, centroids, plan("cpu")), minlength=8).min() > 0
+    with pytest.raises(KeyboardInterrupt):
+        kmeans(x, 8, 20, generator, plan("cpu"), Silent(), lambda: True)
+
+
+def test_unused_codewords_come_back(trained: Codec) -> None:
+    network = Network.from_arrays(trained.config, trained.network.to_arrays()).requires_grad_()
+    state = new_state(network, TrainConfig(samples=1))
+    loss, _ = chain_loss(network, torch.randn(64, 128), torch.randint(64, (64, 8)), None, torch.float32)
+    loss.backward()
+    state.optimizer.step()
+    before = network.steps[2].codebook.detach().clone()
+    usage = torch.ones(8, 64, dtype=torch.int64)
+    usage[3, 5] = 0
+    usage[3, 9] = 1000
+    replace_unused(network, state.optimizer, usage, torch.Generator().manual_seed(0))
+    book = network.steps[2].codebook.detach()
+    moved = (book != before).any(1).nonzero()[:, 0].tolist()
+    assert moved == [5]
+    assert (book[5] - book[9]).norm() < 0.1 * (before[5] - before[9]).norm() + book.std() * 2
+    assert state.optimizer.state[network.steps[2].codebook]["exp_avg"][5].abs().max() == 0

@@ -1,0 +1,218 @@
+"""Training on real vectors: it learns, repeats itself, resumes exactly, and gives up when it must."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from qinco_core.api import Codec
+from qinco_core.codec import reference
+from qinco_core.codec.network import Network
+from qinco_core.config import EncodeConfig, ModelConfig
+from qinco_core.errors import LineageError, TrainingError, UsageError
+from qinco_core.evaluation.baselines import run_baseline
+from qinco_core.store import load_checkpoint
+from qinco_core.training.trainer import Interrupted
+from qinco_core.vectors import open_vectors, write_vectors
+
+TINY: dict[str, Any] = {"M": 4, "K": 16, "E": 16, "H": 32, "A": 4, "B": 4}
+SHORT: dict[str, Any] = {"epoch_size": 1536, "encode_batch": 512, "batch": 256, "val": 500, "kmeans_iterations": 3}
+
+
+def run(vectors: Any, **options: Any) -> Codec:
+    options = {"preset_name": "qinco2-XS", "changes": TINY, "epochs": 3, "threads": 2} | options
+    options["training"] = SHORT | options.get("training", {})
+    return Codec.train(vectors, **options)
+
+
+@pytest.fixture(scope="module")
+def learn(sift_learn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("learn") / "learn.bvecs"
+    with open_vectors(sift_learn, limit=4000) as file:
+        write_vectors(path, file.read(0, 4000))
+    return path
+
+
+def same(a: Codec, b: Codec) -> bool:
+    ours, theirs = a.network.to_arrays(), b.network.to_arrays()
+    return all(np.array_equal(ours[name], theirs[name]) for name in ours)
+
+
+def stop_after(batches: int) -> Any:
+    """Asked 12 times during the initialisation (4 steps of 3 iterations), then before every batch."""
+    calls = iter(range(10_000))
+    return lambda: next(calls) >= batches
+
+
+def test_it_beats_residual_quantization_of_the_same_size(trained: Codec, sift_learn: Path) -> None:
+    with open_vectors(sift_learn) as file:
+        xt = file.read(0, 8_000).astype(np.float32)
+        xb = file.read(30_000, 32_000).astype(np.float32)
+    ours = np.square(trained.decode(trained.encode(xb)) - xb).sum(1).mean()
+    # PQ of 6 bytes: as many bits as 8 symbols of 64 codewords; RQ of 6 bytes has 256 codewords a step
+    assert ours < 0.95 * run_baseline("RQ", xt, xb, trained.config.code_bytes, seed=0).mse
+
+
+def test_the_same_seed_gives_the_same_model(learn: Path) -> None:
+    first, again, other = run(learn), run(learn), run(learn, training={"seed": 1})
+    assert same(first, again)
+    assert not same(first, other)
+
+
+@pytest.mark.parametrize("batches", [1, 4, 7])
+def test_an_interrupted_run_resumes_exactly(learn: Path, tmp_path: Path, batches: int) -> None:
+    checkpoint = tmp_path / "training.h5"
+    with pytest.raises(Interrupted):
+        run(learn, checkpoint=checkpoint, stop=stop_after(12 + batches))
+    config, _, position = load_checkpoint(checkpoint)
+    assert position["batches"] < 9 and config["model"]["M"] == 4
+    resumed = run(learn, checkpoint=checkpoint, resume=True)
+    assert same(resumed, run(learn))
+    assert not checkpoint.exists()
+
+
+def test_resuming_another_run_is_refused(learn: Path, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "training.h5"
+    with pytest.raises(Interrupted):
+        run(learn, checkpoint=checkpoint, stop=stop_after(13))
+    with pytest.raises(LineageError, match="another training"):
+        run(learn, checkpoint=checkpoint, resume=True, training={"seed": 5})
+    with open_vectors(learn, limit=3000) as file, pytest.raises(LineageError, match="another vectors"):
+        run(file, checkpoint=checkpoint, resume=True)
+
+
+def test_log_and_tensorboard(learn: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+
+    class Listener:
+        def begin(self, title: str, total: float | None, unit: str) -> None:
+            lines.append(f"{title} {total} {unit}")
+
+        def advance(self, amount: float, **figures: float) -> None:
+            assert amount >= 0
+
+        def note(self, text: str) -> None:
+            lines.append(text)
+
+        def end(self) -> None:
+            pass
+
+    log = tmp_path / "run.jsonl"
+    codec = run(learn, log=log, tensorboard=tmp_path / "tb", progress=Listener())
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [event["event"] for event in events] == ["start", "round", "round", "round", "end"]
+    assert events[1]["samples"] == 1536 and events[1]["val_mse"] > 0 and events[1]["lr"] > 0
+    assert events[-1]["val_mse"] == codec.training["val_mse"]
+    assert list((tmp_path / "tb").glob("events*"))
+    assert "training 4608 vectors" in lines and sum("validation MSE" in line for line in lines) == 3
+
+
+def test_time_budget(learn: Path) -> None:
+    codec = run(learn, epochs=None, seconds=2.0)
+    assert 2.0 <= codec.training["seconds"] < 20
+    assert codec.training["samples"] > 0
+
+
+def test_accumulated_batches_give_the_gradient_of_the_whole(learn: Path) -> None:
+    """Two halves of 256 added up are one batch of 512, but for rounding."""
+    whole = run(learn, epochs=1, precision="float32", threads=1, training={"batch": 512, "accumulate": 1})
+    halves = run(learn, epochs=1, precision="float32", threads=1, training={"batch": 256, "accumulate": 2})
+    ours, theirs = whole.network.to_arrays(), halves.network.to_arrays()
+    for name in ours:
+        np.testing.assert_allclose(ours[name], theirs[name], rtol=0.05, atol=2e-3, err_msg=name)
+
+
+def test_the_published_recipe(learn: Path) -> None:
+    codec = run(learn, epochs=1, training={"recipe": "paper"})
+    config = codec.training["config"]
+    assert (config["passes"], config["A"], config["B"], config["lr"]) == (1, 4, 4, None)
+    assert codec.training["peak_lr"] == 8e-4
+
+
+def test_qinco1_trains_and_encodes(learn: Path) -> None:
+    codec = run(
+        learn,
+        preset_name="qinco1",
+        epochs=4,
+        changes={"M": 3, "K": 16, "L": 1, "H": 32},
+        training={"recipe": "paper", "lr": 1e-3},
+    )
+    assert not codec.config.preselect and codec.config.E == 128
+    with open_vectors(learn) as file:
+        v = file.read(0, 500)
+        low, high = float(file.read(0, 3500).min()), float(file.read(0, 3500).max())
+    assert float(codec.network.mean[0]) == low + 1
+    assert float(codec.network.std) == (high - low) / 2
+    errors = [np.square(codec.decode(codec.encode(v), steps=m) - v).sum(1).mean() for m in (1, 2, 3)]
+    assert errors[0] > errors[1] > errors[2]
+
+
+def test_a_rate_far_too_high_is_noticed(learn: Path) -> None:
+    with pytest.raises(TrainingError, match="diverged after .* try --lr"):
+        run(learn, epochs=40, training={"lr": 30.0, "clip": 0.0, "warmup": 0.0})
+
+
+def test_ivf_models_train_from_given_centroids(learn: Path, tmp_path: Path) -> None:
+    """The loop feeds the network that later commands will: frozen centroids, lists apart from symbols."""
+    from qinco_core.codec.precision import plan
+    from qinco_core.progress import Silent
+    from qinco_core.training.log import TrainingLog
+    from qinco_core.training.recipes import recipe
+    from qinco_core.training.trainer import train
+
+    model = ModelConfig(D=128, M=2, K=16, L=1, E=16, H=16, ivf_K=20)
+    search = EncodeConfig(A=4, B=4)
+    with open_vectors(learn) as file, TrainingLog(tmp_path / "log.jsonl") as log:
+        v = torch.from_numpy(file.read(0, 3500)).float()
+        result = train(
+            file,
+            model,
+            search,
+            recipe(model, search, len(file), epochs=3, changes=SHORT),
+            plan=plan("cpu"),
+            checkpoint=tmp_path / "c.h5",
+            log=log,
+            centroids_KD=v[:20],
+            progress=Silent(),
+        )
+    network = result.network
+    assert isinstance(network, Network)
+    assert network.centroids is not None
+    torch.testing.assert_close(network.denormalize(network.centroids), v[:20], rtol=1e-4, atol=1e-2)
+    codes, lists = reference.encode(network, network.normalize(v[:500]), search)
+    decoded = network.denormalize(network.decode(codes, lists_N=lists))
+    coarse = network.denormalize(network.centroids)[lists]
+    assert (decoded - v[:500]).square().sum() < 0.8 * (coarse - v[:500]).square().sum()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"changes": {"K": 12}}, "K = 12 is not a power of two"),
+        ({"changes": {"A": 64, "K": 16}}, "use A = 16 or less"),
+        ({"changes": {"M": 0}}, "M: "),
+        ({"epochs": 2, "seconds": 5.0}, "one budget"),
+        ({"training": {"recipe": "slow"}}, "no recipe 'slow'"),
+        ({"training": {"lr": -1.0}}, "lr: "),
+        ({"training": {"val": 3999}}, "at least K"),
+        ({"preset_name": "qinco3"}, "no preset 'qinco3'"),
+    ],
+)
+def test_parameters_that_cannot_be(learn: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        run(learn, **options)
+
+
+def test_fewer_vectors_than_codewords(learn: Path) -> None:
+    with open_vectors(learn, limit=200) as file, pytest.raises(UsageError, match="give more vectors"):
+        run(file, changes={"K": 256})
+
+
+def test_constant_vectors(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="nothing to learn"):
+        run(np.full((3000, 8), 7, np.float32))
