@@ -25,6 +25,8 @@ from qinco_core.files import atomic_output
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 EXAMPLES = ROOT / "examples" / "data"
+# the trained model that one benchmark leaves for others
+MODEL = RESULTS / "qinco2-S.h5"
 
 _FULL = {
     "learn": "sift/learn200k.bvecs",

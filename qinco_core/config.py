@@ -190,7 +190,7 @@ class TrainConfig(Frozen):
     batch: int = Field(default=1024, ge=1)
     accumulate: int = Field(default=1, ge=1)
     passes: int = Field(default=1, ge=1)
-    encode_batch: int = Field(default=2048, ge=1)
+    encode_batch: int = Field(default=4096, ge=1)
     A: int = Field(default=2, ge=0)
     B: int = Field(default=1, ge=1)
     warmup: float = Field(default=0.03, ge=0, lt=1)

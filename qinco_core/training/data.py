@@ -15,8 +15,8 @@ from qinco_core.errors import UsageError
 from qinco_core.vectors import VectorFile
 
 _BLOCK = 1 << 16
-# what the initialisation may hold in memory
-_SAMPLE_BYTES = 2 << 30
+# what the initialisation may hold in memory, and how large a training set is kept there
+_SAMPLE_BYTES, _KEPT_BYTES = 2 << 30, 1 << 30
 
 
 class TrainingData:
@@ -36,6 +36,8 @@ class TrainingData:
         self.batch = min(config.encode_batch, N)
         self._seed = config.seed
         self._epoch = -1
+        small = N * self.train.dim * self.train.dtype.itemsize <= _KEPT_BYTES
+        self._kept = self.train.read(0, N) if small else None
         self._order = torch.empty(0, dtype=torch.int64)
 
     def __len__(self) -> int:
@@ -50,8 +52,8 @@ class TrainingData:
             order = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
             self._order = torch.randperm(len(self), generator=order)
             self._epoch = epoch
-        rows = self._order[position * self.batch : (position + 1) * self.batch]
-        return torch.from_numpy(self.train.take(rows.numpy()))
+        rows = self._order[position * self.batch : (position + 1) * self.batch].numpy()
+        return torch.from_numpy(self.train.take(rows) if self._kept is None else self._kept[rows])
 
     def sample(self, network: Network, generator: torch.Generator) -> Tensor:
         """Normalised training vectors for the initialisation: all of them, or as many as fit in 2 GiB."""

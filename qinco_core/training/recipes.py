@@ -73,5 +73,5 @@ def recipe(
         fields |= {"samples": (epochs or _DEFAULT_EPOCHS[name]) * size, "epoch_size": size}
     fields["seconds"] = seconds
     batch = fields.get("batch", 1024) * fields.get("accumulate", 1)
-    fields["encode_batch"] = max(fields.get("encode_batch", 2048), batch)
+    fields["encode_batch"] = max(fields.get("encode_batch", 4096), batch)
     return TrainConfig.parse(fields)
