@@ -75,7 +75,8 @@ def main() -> None:
     except Exception as error:
         if "--debug" in arguments:
             raise
-        sys.exit(f"qinco: {type(error).__name__}: {' '.join(str(error).split())} (--debug shows where)")
+        print(f"qinco: {type(error).__name__}: {' '.join(str(error).split())} (--debug shows where)", file=sys.stderr)
+        sys.exit(1)
     finally:
         signal.signal(signal.SIGTERM, before)
 

@@ -8,6 +8,7 @@ from qinco_core.config import EncodeConfig, ModelConfig, TrainConfig, preset
 from qinco_core.errors import UsageError
 
 _DEFAULT_EPOCHS = {"fast": 20, "paper": 60}
+_LARGE = 5_000_000
 _EPOCH_SIZE = {"fast": 500_000, "paper": 10_000_000}
 
 
@@ -73,5 +74,7 @@ def recipe(
         fields |= {"samples": (epochs or _DEFAULT_EPOCHS[name]) * size, "epoch_size": size}
     fields["seconds"] = seconds
     batch = fields.get("batch", 1024) * fields.get("accumulate", 1)
-    fields["encode_batch"] = max(fields.get("encode_batch", 4096), batch)
+    # large models are slow: shorter batches keep the time budget and Ctrl-C responsive
+    usual = 4096 if model.parameters < _LARGE else 1024
+    fields["encode_batch"] = max(fields.get("encode_batch", usual), batch)
     return TrainConfig.parse(fields)

@@ -26,7 +26,8 @@ class Position:
     Attributes:
         batches, samples, steps: encoded batches, vectors in them, optimizer steps.
         seconds: time spent in the loop, over all its sessions.
-        rounds: validations done.
+        rounds: rounds that have ended.
+        val_rows: vectors of a validation.
         peak: the learning rate the schedule scales; settled when warm-up ends.
         scale: the plateau schedule's factor.
         best_mse, best_round: of the validation, in the units of the data; None before the first.
@@ -37,6 +38,7 @@ class Position:
     steps: int = 0
     seconds: float = 0.0
     rounds: int = 0
+    val_rows: int = 0
     peak: float = 0.0
     scale: float = 1.0
     best_mse: float | None = None

@@ -33,8 +33,9 @@ from qinco_core.training.schedule import Budget, peak_rate, rate
 from qinco_core.training.state import State, new_state, restore, save
 from qinco_core.vectors import VectorFile
 
-# validation between rounds looks at this many vectors, through a beam of at most this width
-_VAL_ROWS, _VAL_BEAM = 4096, 4
+# validation between rounds looks at so many vectors at most, through a beam of at most this width, and at
+# so small a share of what a round trains on that large models do not spend their time on it
+_VAL_ROWS, _VAL_BEAM, _VAL_SHARE = 4096, 4, 16
 # unused codewords are not replaced where there is no time left to train them
 _REPLACE_UNTIL = 0.8
 # training errors this many times above the first one are no way back from
@@ -252,8 +253,9 @@ class Run:
     def _end_round(self) -> None:
         """Validate, keep the best, replace unused codewords, log, and write the checkpoint."""
         state, position = self.state, self.state.position
-        position.rounds += 1
-        mse = self.validate(_VAL_ROWS)
+        position.rounds = max(position.rounds + 1, self.budget.rounds(position.samples, position.seconds))
+        position.val_rows = position.val_rows or min(_VAL_ROWS, max(256, position.samples // _VAL_SHARE))
+        mse = self.validate(position.val_rows)
         if position.best_mse is None or mse < position.best_mse:
             position.best_mse, position.best_round = mse, position.rounds
             state.best = state.network.to_arrays()
@@ -277,9 +279,9 @@ class Run:
         position = self.state.position
         return self.config.schedule == "plateau" and position.rounds - position.best_round >= _STOP_AFTER
 
-    def validate(self, limit: int | None = None) -> float:
-        """MSE of the validation vectors (the first `limit` of them) at A, B ≤ 4, in the units of the data."""
-        v = torch.from_numpy(self.data.val.read(0, min(limit or len(self.data.val), len(self.data.val))))
+    def validate(self, rows: int) -> float:
+        """MSE of the first `rows` validation vectors at A, B ≤ 4, in the units of the data."""
+        v = torch.from_numpy(self.data.val.read(0, min(rows, len(self.data.val))))
         engine = Engine(self.state.network, self.plan)
         codes, lists = engine.encode(v, self._val_search)
         return float((engine.decode(codes, lists_N=lists) - v).square().sum(1).mean())
@@ -287,9 +289,10 @@ class Run:
     def _result(self) -> Trained:
         state = self.state
         state.network.load_state_dict({name: torch.from_numpy(a) for name, a in state.best.items()})
-        mse = self.validate()
+        rows = min(len(self.data.val), 8 * state.position.val_rows)
         figures = {
-            "val_mse": mse,
+            "val_mse": self.validate(rows),
+            "val_rows": rows,
             "val_vectors": len(self.data.val),
             "val_encoder": self._val_search.model_dump(),
             "train_vectors": len(self.data),
