@@ -17,7 +17,6 @@ import common
 import numpy as np
 import torch
 
-from qinco_core.errors import QincoError
 from qinco_core.evaluation.baselines import BaselineResult, baseline_names, run_baseline
 from qinco_core.evaluation.metrics import recall_at
 from qinco_core.evaluation.neighbors import exact_neighbors
@@ -92,7 +91,4 @@ def _parse() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except QincoError as error:
-        sys.exit(f"error: {error}")
+    common.run(main)

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from qinco_core.errors import InputNotFoundError
+from qinco_core.errors import InputNotFoundError, QincoError
 from qinco_core.files import atomic_output
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -108,6 +108,14 @@ def machine() -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
     }
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a script; what this project understands ends it with a message instead of a traceback."""
+    try:
+        main()
+    except QincoError as error:
+        sys.exit(f"error: {error}")
 
 
 def alternate(fns: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:

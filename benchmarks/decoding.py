@@ -9,7 +9,6 @@ size that suits it best of those tried.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import common
@@ -19,7 +18,6 @@ from qinco_core.api import Codec
 from qinco_core.codec.engine import Engine
 from qinco_core.codec.precision import plan
 from qinco_core.config import EncodeConfig
-from qinco_core.errors import QincoError
 from qinco_core.vectors import open_vectors
 
 
@@ -73,7 +71,4 @@ def _parse() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except QincoError as error:
-        sys.exit(f"error: {error}")
+    common.run(main)

@@ -9,7 +9,6 @@ on the same vectors. Needs a trained qinco2-S: `benchmarks/training.py` leaves o
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import common
@@ -20,7 +19,6 @@ from qinco_core.codec import reference
 from qinco_core.codec.engine import Engine
 from qinco_core.codec.precision import plan
 from qinco_core.config import EncodeConfig
-from qinco_core.errors import QincoError
 from qinco_core.vectors import open_vectors
 
 
@@ -99,7 +97,4 @@ def _parse() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except QincoError as error:
-        sys.exit(f"error: {error}")
+    common.run(main)

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import common
 
-from qinco_core.errors import QincoError
 from qinco_core.vectors import open_vectors
 
 
@@ -63,7 +62,4 @@ def _parse() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except QincoError as error:
-        sys.exit(f"error: {error}")
+    common.run(main)

@@ -20,7 +20,6 @@ import numpy as np
 
 from qinco_core.api import Codec
 from qinco_core.config import EncodeConfig
-from qinco_core.errors import QincoError
 from qinco_core.evaluation.baselines import run_baseline
 from qinco_core.vectors import open_vectors
 
@@ -107,7 +106,4 @@ def _parse() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except QincoError as error:
-        sys.exit(f"error: {error}")
+    common.run(main)

@@ -27,7 +27,7 @@ def register(app: typer.Typer) -> None:
 
 
 def evaluate(
-    xb: Annotated[str | None, typer.Argument(metavar="[XB]", help="Vectors to encode, decode and compare.")] = None,
+    xb: Annotated[str | None, typer.Argument(metavar="XB", help="Vectors to encode, decode and compare.")] = None,
     valset: Annotated[
         str | None,
         typer.Option("--valset", metavar="XT", help="Instead: the validation part of this training file."),

@@ -82,7 +82,7 @@ def train(
     training |= {"accumulate": accumulate, "lr": lr, "val": val, "seed": seed}
     options: dict[str, Any] = {
         "preset_name": preset,
-        "seconds": opt.parse_duration(time) if time else None,
+        "seconds": None if time is None else opt.parse_duration(time),
         "epochs": epochs,
         "changes": {name: value for name, value in changes.items() if value is not None},
         "training": {name: value for name, value in training.items() if value is not None},

@@ -167,6 +167,7 @@ class TrainConfig(Frozen):
     of training batches, which may be narrower than the one the model is used with.
 
     Attributes:
+        late: share of the budget after which `late_A` and `late_B` are that beam.
         lr: peak learning rate; None: chosen from the length of the run.
         batch: vectors of one optimizer step, of one of its `accumulate` parts if there are several.
         passes: optimizer passes over each encoded batch before it is encoded anew.
@@ -189,10 +190,13 @@ class TrainConfig(Frozen):
     clip: float = Field(default=0.1, ge=0)
     batch: int = Field(default=1024, ge=1)
     accumulate: int = Field(default=1, ge=1)
-    passes: int = Field(default=1, ge=1)
+    passes: int = Field(default=3, ge=1)
     encode_batch: int = Field(default=4096, ge=1)
     A: int = Field(default=2, ge=0)
     B: int = Field(default=1, ge=1)
+    late: float = Field(default=0.75, ge=0, le=1)
+    late_A: int = Field(default=4, ge=0)
+    late_B: int = Field(default=2, ge=1)
     warmup: float = Field(default=0.03, ge=0, lt=1)
     floor: float = Field(default=1e-3, gt=0, le=1)
     samples: int | None = Field(default=None, ge=1)

@@ -40,8 +40,11 @@ def check_output(path: str | Path, *, force: bool) -> Path:
         raise OutputExistsError(f"{path} is a directory; name a file")
     if path.exists() and not force:
         raise OutputExistsError(f"{path} exists; overwrite it with --force, or name another output")
-    with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with storage_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise StorageError(f"{path} would lie inside a file, not a folder; choose another output") from error
     return path
 
 

@@ -57,7 +57,7 @@ def recipe(
         raise UsageError("a run has one budget: give a time, or epochs, or samples")
     base: dict[str, Any] = {}
     if name == "paper":
-        base = {"passes": 1, "warmup": 3 / 60, "A": search.A, "B": search.B, "encode_batch": 1024}
+        base = {"passes": 1, "warmup": 3 / 60, "A": search.A, "B": search.B, "late": 1.0, "encode_batch": 1024}
         if model.rules == "qinco1":
             base |= {
                 "optimizer": "adam",
@@ -67,7 +67,7 @@ def recipe(
                 "warmup": 0.0,
             }
     if not model.preselect:
-        base["A"] = 0
+        base |= {"A": 0, "late_A": 0}
     fields = base | fields
     if seconds is None and fields.get("samples") is None:
         size = fields.get("epoch_size") or min(vectors, _EPOCH_SIZE[name])

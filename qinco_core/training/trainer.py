@@ -129,7 +129,8 @@ class Run:
         }
         narrow = EncodeConfig(A=min(search.A, _VAL_BEAM), B=min(search.B, _VAL_BEAM))
         self._val_search = narrow.fast
-        self._train_search = EncodeConfig(A=config.A if model.preselect else 0, B=config.B).fast
+        self._early_search = EncodeConfig(A=config.A, B=config.B).fast
+        self._late_search = EncodeConfig(A=config.late_A, B=config.late_B).fast
         self._recent = _Recent()
 
     def start(self, centroids_KD: Tensor | None) -> None:
@@ -193,7 +194,8 @@ class Run:
         state, config, position = self.state, self.config, self.state.position
         started = time.perf_counter()
         v = self.data.draw(position.batches)
-        codes, lists = Engine(state.network, self.plan).encode(v, self._train_search)
+        search = self._early_search if self._fraction() < config.late else self._late_search
+        codes, lists = Engine(state.network, self.plan).encode(v, search)
         for m, k in enumerate(codes.T):
             state.usage[m] += torch.bincount(k, minlength=state.usage.shape[1])
         device = self.plan.device

@@ -20,7 +20,10 @@ LEARN, BASE = DATA / "sift_learn.bvecs", DATA / "sift_base.u8bin"
 QUERIES, TRUTH, TEXT = DATA / "sift_query.fvecs", DATA / "sift_groundtruth.ivecs", DATA / "text_base.npy"
 
 # a model that trains in a second
-SIZES = "--preset qinco2-XS -M 4 --K 16 --de 16 --dh 32 -A 4 -B 4 --threads 1".split()
+SIZES = [
+    *("--preset", "qinco2-XS", "--threads", "1"),
+    *("-M", "4", "--K", "16", "--de", "16", "--dh", "32", "-A", "4", "-B", "4"),
+]
 PATIENCE = 240
 
 

@@ -187,7 +187,7 @@ def test_a_full_disk_behind_stdout(kind, model, codes):
         "vectors": ["decode", codes, "--model", model, "-o", "-", "--format", "fvecs", "-q"],
         "report": ["presets", "--json"],
     }[kind]
-    with open("/dev/full", "wb") as full:
+    with Path("/dev/full").open("wb") as full:
         ended = spawn(*arguments, stdout=full)
     assert ended.code == 1
     assert "no room left to write <stdout>" in ended.complaint

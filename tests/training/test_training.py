@@ -153,7 +153,7 @@ def test_qinco1_trains_and_encodes(learn: Path) -> None:
 
 
 def test_a_rate_far_too_high_is_noticed(learn: Path) -> None:
-    with pytest.raises(TrainingError, match="diverged after .* try --lr"):
+    with pytest.raises(TrainingError, match=r"diverged after .* try --lr"):
         run(learn, epochs=40, training={"lr": 30.0, "clip": 0.0, "warmup": 0.0})
 
 
