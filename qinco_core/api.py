@@ -57,6 +57,7 @@ class Codec:
         self.plan = plan
         self.training = training or {}
         self.header = header
+        self._checkpoint: Path | None = None
         self._engine = Engine(network, plan)
 
     @classmethod
@@ -112,7 +113,7 @@ class Codec:
             device: as in `load`.
             precision: as in `load`.
             threads: as in `load`.
-            checkpoint: where an unfinished run is kept; by default in a temporary directory.
+            checkpoint: where the run is kept until the model is saved; by default in a temporary directory.
             log: JSONL file for the run's figures; by default beside the checkpoint.
             tensorboard: a directory for TensorBoard's events.
             resume: continue from the checkpoint.
@@ -149,12 +150,19 @@ class Codec:
                     stop=stop,
                 )
         figures = {"preset": preset_name, "config": config.model_dump(), **result.figures}
-        return cls(result.network, search, plan=chosen, training=figures)
+        codec = cls(result.network, search, plan=chosen, training=figures)
+        codec._checkpoint = Path(checkpoint) if checkpoint else None
+        return codec
 
     def save(self, path: str | Path, *, force: bool = False) -> Header:
-        """Write the model artifact; an existing file is replaced only with `force`."""
+        """Write the model artifact; an existing file is replaced only with `force`.
+
+        The checkpoint of its training, now of no more use, is removed.
+        """
         arrays = self.network.to_arrays()
         self.header = save_model(path, self.config, self.search, arrays, training=self.training, force=force)
+        if self._checkpoint is not None:
+            self._checkpoint.unlink(missing_ok=True)
         return self.header
 
     def encode(self, vectors: ArrayOrTensor, *, search: EncodeConfig | None = None) -> ArrayOrTensor:

@@ -46,8 +46,9 @@ class StepTables:
         if step.preselect is not None:
             self.preselect = ready(-2 * step.preselect)
             self.preselect_norm = ready(step.preselect.float().square().sum(1))
-        self._a, self._u = ready(a), ready(F.linear(a, first))
-        self._p, self._v = ready(from_xhat), ready(first @ from_xhat)
+        # a beside u, P above V: what goes together in `embed` is one table and one product
+        self._codewords = ready(torch.cat([a, F.linear(a, first)], dim=1))
+        self._beams = ready(torch.cat([from_xhat, first @ from_xhat]))
         self._ups = [ready(up) for up in step.w_up[1:]]
         self._downs = [ready(down) for down in step.w_down]
         self._out = None if step.w_out is None else ready(step.w_out)
@@ -67,9 +68,10 @@ class StepTables:
             xhat_BD: reconstructions in `dtype`.
             beam_R: the reconstruction that goes with each codeword; None: row r goes with row r.
         """
-        z = _sum_rows(self._a, k_R, F.linear(xhat_BD, self._p), beam_R)
-        h = _sum_rows(self._u, k_R, F.linear(xhat_BD, self._v), beam_R)
-        z.addmm_(_relu_(h), self._downs[0].T)
+        E = self._downs[0].shape[0]
+        both = _sum_rows(self._codewords, k_R, xhat_BD, self._beams, beam_R)
+        z, h = both[:, :E], both[:, E:]
+        z = torch.addmm(z, _relu_(h), self._downs[0].T)
         for up, down in zip(self._ups, self._downs[1:], strict=True):
             z.addmm_(_relu_(F.linear(z, up)), down.T)
         return z
@@ -82,7 +84,9 @@ class StepTables:
     def errors(self, z_RE: Tensor, k_R: Tensor, residual_BD: Tensor, beam_R: Tensor) -> Tensor:
         """‖r − f‖² of every candidate, float32 [R], r being its beam's residual."""
         if self._basis is None:
-            return (residual_BD.index_select(0, beam_R).sub_(self.refine(z_RE, k_R))).square_().sum(1)
+            gap = residual_BD.index_select(0, beam_R).sub_(self.refine(z_RE, k_R))
+            distance: Tensor = torch.linalg.vector_norm(gap, dim=1)
+            return distance.square_()
         # f = c + basis · shape · z: the part of r − c outside the basis does not depend on z
         c = self.codebook.index_select(0, k_R)
         gap = residual_BD.index_select(0, beam_R).sub_(c)
@@ -92,9 +96,16 @@ class StepTables:
         return outside + inside.sub_(F.linear(z_RE, self._shape)).square_().sum(1)
 
 
-def _sum_rows(table_KX: Tensor, k_R: Tensor, rows_BX: Tensor, beam_R: Tensor | None) -> Tensor:
-    """table[k] + rows[beam] for every r."""
-    return table_KX.index_select(0, k_R).add_(rows_BX if beam_R is None else rows_BX.index_select(0, beam_R))
+def _sum_rows(table_KX: Tensor, k_R: Tensor, xhat_BD: Tensor, weight_XD: Tensor, beam_R: Tensor | None) -> Tensor:
+    """table[k] + (weight x̂)[beam] for every r."""
+    if beam_R is None:
+        return F.linear(xhat_BD, weight_XD).add_(table_KX.index_select(0, k_R))
+    # both in one table, so that the two gathers and the sum are one pass over memory
+    K = len(table_KX)
+    rows = table_KX.new_empty(K + len(xhat_BD), table_KX.shape[1])
+    rows[:K] = table_KX
+    torch.mm(xhat_BD, weight_XD.T, out=rows[K:])
+    return F.embedding_bag(torch.stack([k_R, beam_R + K], dim=1), rows, mode="sum")
 
 
 def _relu_(h: Tensor) -> Tensor:

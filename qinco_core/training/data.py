@@ -55,6 +55,11 @@ class TrainingData:
         rows = self._order[position * self.batch : (position + 1) * self.batch].numpy()
         return torch.from_numpy(self.train.take(rows) if self._kept is None else self._kept[rows])
 
+    def check_val(self) -> None:
+        """Read the validation vectors once, so that damage or NaN among them ends a run before it starts."""
+        for _ in self.val.batches(_BLOCK):
+            pass
+
     def sample(self, network: Network, generator: torch.Generator) -> Tensor:
         """Normalised training vectors for the initialisation: all of them, or as many as fit in 2 GiB."""
         N, D = len(self), self.train.dim

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self, TextIO
 
 from qinco_core.files import storage_errors
 from qinco_core.optional import import_summary_writer
@@ -16,16 +16,16 @@ class TrainingLog:
 
     def __init__(self, path: Path, tensorboard: Path | None = None, *, append: bool = False) -> None:
         self._writer = import_summary_writer()(str(tensorboard)) if tensorboard else None
-        with storage_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("a" if append else "w", encoding="utf-8")
         self._path = path
+        self._mode: Literal["a", "w"] = "a" if append else "w"
+        self._file: TextIO | None = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if self._writer is not None:
             self._writer.close()
 
@@ -33,8 +33,16 @@ class TrainingLog:
         """Append one event, with the time, and flush it."""
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
         with storage_errors(self._path):
-            self._file.write(json.dumps({"event": event, "time": now, **fields}) + "\n")
-            self._file.flush()
+            file = self._open()
+            file.write(json.dumps({"event": event, "time": now, **fields}) + "\n")
+            file.flush()
         if self._writer is not None and event == "round":
             for name, value in fields.items():
                 self._writer.add_scalar(name, value, fields["samples"])
+
+    def _open(self) -> TextIO:
+        # not before there is something to say: a run that is refused leaves an older log alone
+        if self._file is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open(self._mode, encoding="utf-8")
+        return self._file

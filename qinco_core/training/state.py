@@ -90,11 +90,10 @@ def restore(state: State, path: Path, identity: dict[str, Any]) -> None:
         LineageError: the checkpoint is of another run; the message says in what it differs.
     """
     config, arrays, position = load_checkpoint(path)
-    if differs := [key for key in identity if identity[key] != config.get(key)]:
-        key = differs[0]
+    if differs := _differences(identity, config):
         raise LineageError(
-            f"{path} is of a run with another {key} ({config.get(key)}, not {identity[key]}); resume with the "
-            "same options and training file, or start over with --force"
+            f"{path} is of another run ({'; '.join(differs)}): resume with the same options and training file, "
+            "or start over with --force"
         )
     state.network.load_state_dict(_tensors(arrays, "model."))
     state.best = {name.removeprefix("best."): a for name, a in arrays.items() if name.startswith("best.")}
@@ -114,3 +113,11 @@ def _tensors(arrays: Arrays, prefix: str) -> dict[str, Tensor]:
         for name, array in arrays.items()
         if name.startswith(prefix)
     }
+
+
+def _differences(asked: Any, kept: Any, name: str = "") -> list[str]:
+    """What differs between two identities, each as "name was this and is that"."""
+    if isinstance(asked, dict) and isinstance(kept, dict):
+        keys = [*asked, *(key for key in kept if key not in asked)]
+        return [text for key in keys for text in _differences(asked.get(key), kept.get(key), f"{name} {key}".strip())]
+    return [] if asked == kept else [f"{name} was {kept} and is {asked}"]

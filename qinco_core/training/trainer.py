@@ -78,7 +78,7 @@ def train(
         search: the encoder the model will be used with; validation uses at most B = 4 of it.
         config: how.
         plan: device, precision and threads.
-        checkpoint: file that an unfinished run is kept in; removed at the end.
+        checkpoint: file that the run is kept in; for the caller to remove once the model is saved.
         log: told of the start, every round and the end.
         centroids_KD: coarse centroids of an IVF model, not normalised [ivf_K, D].
         resume: continue from the checkpoint.
@@ -137,6 +137,7 @@ class Run:
         """Initialise the network."""
         network, config = self.state.network, self.config
         mean, std = normalisation(self.data.train, network.config.rules)
+        self.data.check_val()
         network.mean.copy_(mean)
         network.std.copy_(std)
         if network.centroids is not None and centroids_KD is not None:
@@ -302,7 +303,6 @@ class Run:
             **_plain(state),
         }
         self.log.write("end", **figures)
-        self.checkpoint.unlink(missing_ok=True)
         return Trained(state.network.cpu().requires_grad_(False).eval(), figures)
 
 

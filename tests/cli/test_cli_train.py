@@ -61,7 +61,7 @@ def test_a_run_that_was_stopped_goes_on(number, whole, tmp_path):
     before = checkpoint.read_bytes()
     ended = run("train", *ROUNDS, "-o", out, "-q", "--resume", "--lr", 0.001)
     assert ended.code == 1
-    assert "another training" in ended.complaint
+    assert "training lr was None and is 0.001" in ended.complaint
     assert checkpoint.read_bytes() == before
 
     found = json.loads(done("train", *ROUNDS, "-o", out, "-q", "--resume", "--json").out)

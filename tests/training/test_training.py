@@ -14,7 +14,7 @@ from qinco_core.api import Codec
 from qinco_core.codec import reference
 from qinco_core.codec.network import Network
 from qinco_core.config import EncodeConfig, ModelConfig
-from qinco_core.errors import LineageError, TrainingError, UsageError
+from qinco_core.errors import LineageError, TrainingError, UsageError, VectorFileError
 from qinco_core.evaluation.baselines import run_baseline
 from qinco_core.store import load_checkpoint
 from qinco_core.training.trainer import Interrupted
@@ -73,6 +73,8 @@ def test_an_interrupted_run_resumes_exactly(learn: Path, tmp_path: Path, batches
     assert position["batches"] < 9 and config["model"]["M"] == 4
     resumed = run(learn, checkpoint=checkpoint, resume=True)
     assert same(resumed, run(learn))
+    assert checkpoint.exists()  # until the model is safe
+    resumed.save(tmp_path / "model.h5")
     assert not checkpoint.exists()
 
 
@@ -80,10 +82,30 @@ def test_resuming_another_run_is_refused(learn: Path, tmp_path: Path) -> None:
     checkpoint = tmp_path / "training.h5"
     with pytest.raises(Interrupted):
         run(learn, checkpoint=checkpoint, stop=stop_after(13))
-    with pytest.raises(LineageError, match="another training"):
+    with pytest.raises(LineageError, match="training seed was 0 and is 5"):
         run(learn, checkpoint=checkpoint, resume=True, training={"seed": 5})
-    with open_vectors(learn, limit=3000) as file, pytest.raises(LineageError, match="another vectors"):
+    with open_vectors(learn, limit=3000) as file, pytest.raises(LineageError, match=r"another run .vectors was"):
         run(file, checkpoint=checkpoint, resume=True)
+
+
+def test_nan_among_the_validation_vectors_is_found_before_training(learn: Path, tmp_path: Path) -> None:
+    with open_vectors(learn) as file:
+        v = file.read(0, 4000).astype(np.float32)
+    v[3990, 5] = np.nan
+    log = tmp_path / "log.jsonl"
+    log.write_text("an older run's\n")
+    with pytest.raises(VectorFileError, match="3990"):
+        run(write(tmp_path / "nan.fvecs", v), log=log)
+    assert log.read_text() == "an older run's\n"
+
+
+def write(path: Path, v: np.ndarray) -> Path:
+    """An fvecs file as it may come from elsewhere: our own writer refuses NaN."""
+    rows = np.empty((len(v), v.shape[1] + 1), np.float32)
+    rows[:, 0] = np.array(v.shape[1], np.int32).view(np.float32)
+    rows[:, 1:] = v
+    rows.tofile(path)
+    return path
 
 
 def test_log_and_tensorboard(learn: Path, tmp_path: Path) -> None:
