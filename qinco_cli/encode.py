@@ -151,8 +151,10 @@ def _to_artifact(
     try:
         return str(job(codec, rows, target, search=search, progress=console, force=force, resume=resume))
     except KeyboardInterrupt:
-        kept = "; continue with the same command and --resume" if partial_path(target).exists() else ""
-        raise KeyboardInterrupt(f"interrupted{kept}") from None
+        how = "continue with the same command and --resume"
+        if rows.source.name == "<stdin>":
+            how = "a stream cannot be resumed: start again with --force"
+        raise KeyboardInterrupt(f"interrupted; {how}" if partial_path(target).exists() else "interrupted") from None
 
 
 def _read_ids(path: str | None) -> Any:
@@ -169,7 +171,9 @@ def _read_ids(path: str | None) -> Any:
         raise VectorFileError(f"{path} is no .npy file of ids ({error}); write it with numpy.save") from error
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
         raise UsageError(f"{path} holds {ids.dtype} of shape {ids.shape}; ids are integers in one dimension")
-    return ids.astype(np.int64)
+    if ids.dtype.kind == "u" and ids.size and int(ids.max()) > np.iinfo(np.int64).max:
+        raise UsageError(f"{path} holds the id {ids.max()}; ids are signed 64-bit integers")
+    return ids
 
 
 def _report(codec: Codec, source: VectorSource, target: Path | None, search: EncodeConfig, as_json: bool) -> None:

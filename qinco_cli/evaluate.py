@@ -85,6 +85,10 @@ def evaluate(
         raise UsageError("baselines are trained here: give their training vectors with --train")
     if groundtruth is not None and queries is None:
         raise UsageError("--groundtruth is of queries: give them with --queries")
+    if groundtruth is not None and (skip or valset is not None):
+        raise UsageError(
+            "ground truth counts from a file's first vector: leave --groundtruth out, it is computed"
+        )
     if plot is not None:
         check_output(plot, force=force)
         import_pyplot()
@@ -105,10 +109,10 @@ def evaluate(
         known = stack.enter_context(_symbols(codes, codec, store)) if codes else None
         label = str(codec.training.get("preset", "qinco"))
         results = [measure(codec, vectors, name=label, search=search, progress=console, codes=known, queries=asked)]
+        xt = training.read(0, len(training)).astype("float32") if names and training is not None else None
         for name in names:
-            assert training is not None
-            console.note(f"training {name} on {len(training):,} vectors")
-            xt = training.read(0, len(training)).astype("float32")
+            assert xt is not None
+            console.note(f"training {name} on {len(xt):,} vectors")
             results.append(measure_baseline(name, xt, vectors, codec.config.code_bytes, seed=0, queries=asked))
     _render(results, vectors, codec, json_)
     if plot is not None:

@@ -75,6 +75,8 @@ def train(
     from qinco_core.store import Store
     from qinco_core.vectors import open_vectors
 
+    if str(out) == "-":
+        raise UsageError("a model is a file that others name: write it with -o FILE")
     if xt == "-":
         raise UsageError("training draws vectors in random order, so it needs a file, not a stream")
     changes = {"M": M, "K": K, "L": L, "E": de, "H": dh, "A": A, "B": B}
@@ -110,7 +112,6 @@ def _train(
     from qinco_cli.console import Console, print_json
     from qinco_core.api import Codec
     from qinco_core.codec.precision import plan
-    from qinco_core.errors import OutputExistsError
     from qinco_core.files import check_output, existing_file
     from qinco_core.store import training_files
     from qinco_core.training.trainer import Interrupted
@@ -119,10 +120,6 @@ def _train(
     checkpoint, log = training_files(target)
     if resume:
         existing_file(checkpoint)
-    elif checkpoint.exists() and not force:
-        raise OutputExistsError(
-            f"{checkpoint} is left of an interrupted run; go on with it by --resume, or start over with --force"
-        )
     with Console(quiet) as console, opt.stop_on_signal() as stop:
         console.note(f"training on {plan(**machine)}")
         try:
@@ -134,6 +131,7 @@ def _train(
                 log=log,
                 tensorboard=tensorboard,
                 resume=resume,
+                force=force,
                 progress=console,
                 stop=stop,
             )

@@ -5,6 +5,8 @@ Shapes: N vectors, D dimension, M symbols.
 
 from __future__ import annotations
 
+import hashlib
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +22,7 @@ from qinco_core.codec.network import Network
 from qinco_core.codec.packing import pack, symbol_dtype, truncate, unpack
 from qinco_core.codec.precision import Plan, plan
 from qinco_core.config import EncodeConfig, ModelConfig
-from qinco_core.errors import DimensionError, UsageError, VectorFileError
+from qinco_core.errors import DimensionError, OutputExistsError, UsageError, VectorFileError
 from qinco_core.progress import Progress
 from qinco_core.store import CodesSpec, Header, load_model, save_model
 from qinco_core.training.log import TrainingLog
@@ -98,6 +100,7 @@ class Codec:
         log: str | Path | None = None,
         tensorboard: str | Path | None = None,
         resume: bool = False,
+        force: bool = False,
         progress: Progress | None = None,
         stop: Callable[[], bool] = lambda: False,
     ) -> Codec:
@@ -107,7 +110,8 @@ class Codec:
             vectors: a file of vectors, open or by name, or an array [N, D].
             preset_name: where the sizes come from (`qinco_core.PRESETS`).
             seconds: wall-clock budget of the training loop; or
-            epochs: passes over the training vectors. 20 when neither is given.
+            epochs: rounds of `epoch_size` vectors: as many as there are, at most 500,000. 20 when
+                neither is given.
             changes: any of A, B, M, K, L, E, H, to override the preset's.
             training: any field of `TrainConfig`, to override the recipe's.
             device: as in `load`.
@@ -117,23 +121,28 @@ class Codec:
             log: JSONL file for the run's figures; by default beside the checkpoint.
             tensorboard: a directory for TensorBoard's events.
             resume: continue from the checkpoint.
+            force: start over where there is a checkpoint.
             progress: told how far it is.
             stop: asked between batches whether to stop; the checkpoint is then written and
                 `qinco_core.training.trainer.Interrupted` raised.
 
         Raises:
             UsageError: a parameter is wrong, or there are fewer vectors than K.
+            OutputExistsError: there is a checkpoint, and neither `resume` nor `force`.
             VectorFileError: the file is damaged, or holds NaN or infinity.
             TrainingError: the run diverged.
         """
         with tempfile.TemporaryDirectory(prefix="qinco-") as temporary:
             if isinstance(vectors, np.ndarray):
-                write_vectors(Path(temporary) / "vectors.npy", vectors)
-                vectors = Path(temporary) / "vectors.npy"
+                vectors = _as_file(vectors, Path(temporary) / "vectors.npy")
             file = vectors if isinstance(vectors, VectorFile) else open_vectors(vectors)
             model, search = model_and_search(preset_name, file.dim, changes or {})
             config = recipe(model, search, len(file), seconds=seconds, epochs=epochs, changes=training or {})
             kept = Path(checkpoint) if checkpoint else Path(temporary) / "training.h5"
+            if kept.exists() and not (resume or force):
+                raise OutputExistsError(
+                    f"{kept} is left of an interrupted run; go on with it by --resume, or start over with --force"
+                )
             lines = Path(log) if log else kept.with_name("training.jsonl")
             chosen = plan(device, precision, threads)
             with TrainingLog(lines, Path(tensorboard) if tensorboard else None, append=resume) as writer:
@@ -182,7 +191,7 @@ class Codec:
         v = self._checked(vectors)
         codes, _ = self._engine.encode(v, search or self.search.fast)
         if isinstance(vectors, Tensor):
-            return codes
+            return codes.to(vectors.device)
         return codes.numpy().astype(symbol_dtype(self.config.K))
 
     def decode(self, codes: ArrayOrTensor, *, steps: int | None = None) -> ArrayOrTensor:
@@ -199,13 +208,17 @@ class Codec:
             UsageError: `steps` is not from 1 to M, or a symbol is not below K.
         """
         steps = self.check_steps(steps)
+        self._refuse_ivf()
+        integer = not codes.is_floating_point() if isinstance(codes, Tensor) else codes.dtype.kind in "iu"
+        if not integer:
+            raise UsageError(f"codes are {codes.dtype}; symbols are integers")
         c = codes if isinstance(codes, Tensor) else torch.from_numpy(codes.astype(np.int64))
         if c.dim() != 2 or c.shape[1] < steps:
             raise DimensionError(f"codes have shape {tuple(c.shape)}, not [N, {steps}] or more symbols")
         if len(c) and not 0 <= int(c.min()) <= int(c.max()) < self.config.K:
             raise UsageError(f"symbols run from {int(c.min())} to {int(c.max())}, but K is {self.config.K}")
         decoded = self._engine.decode(c, steps)
-        return decoded if isinstance(codes, Tensor) else decoded.numpy()
+        return decoded.to(codes.device) if isinstance(codes, Tensor) else decoded.numpy()
 
     def pack(self, codes: NDArray[Any]) -> NDArray[np.uint8]:
         """Symbols [N, M] as bytes [N, code_bytes]."""
@@ -241,10 +254,27 @@ class Codec:
         return CodesSpec(model=self.header.fingerprint, D=c.D, M=c.M, K=c.K, dtype=str(dtype), encoder=encoder)
 
     def _checked(self, vectors: NDArray[Any] | Tensor) -> Tensor:
-        v = vectors if isinstance(vectors, Tensor) else torch.from_numpy(np.ascontiguousarray(vectors))
+        self._refuse_ivf()
+        if isinstance(vectors, Tensor):
+            v = vectors
+        else:
+            v = torch.from_numpy(np.ascontiguousarray(vectors, vectors.dtype.newbyteorder("=")))
         if v.dim() != 2 or v.shape[1] != self.config.D:
             raise DimensionError(f"vectors have shape {tuple(v.shape)}, but the model takes [N, {self.config.D}]")
         if v.is_floating_point() and not v.isfinite().all():
             row = int((~v.isfinite().all(1)).nonzero()[0])
             raise VectorFileError(f"row {row} holds NaN or infinity; remove it and encode again")
         return v
+
+    def _refuse_ivf(self) -> None:
+        if self.config.ivf_K:
+            raise UsageError("codes of an IVF model have list numbers, which only `codec.engine.Engine` returns so far")
+
+
+def _as_file(vectors: NDArray[Any], path: Path) -> Path:
+    """An array as a file whose identity is its content, so that a run on the same array can be resumed."""
+    write_vectors(path, vectors)
+    content = hashlib.blake2b(np.ascontiguousarray(vectors).data, digest_size=7).digest()
+    stamp = int.from_bytes(content, "big")
+    os.utime(path, ns=(stamp, stamp))
+    return path

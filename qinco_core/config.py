@@ -106,13 +106,13 @@ class EncodeConfig(Frozen):
     def fast(self) -> EncodeConfig:
         """An encoder of the same quality that evaluates fewer candidates (method §8.2).
 
-        T = 3.5 B pairs over all beams in place of the A·B, and 1.75 times as many beams, which cost less than
+        T = 4.5 B pairs over all beams in place of the A·B, and 1.75 times as many beams, which cost less than
         the candidates they make up for (`docs/log.md` has the measurements). Where A·B is small already, all
         A·B pairs, but over all beams together.
         """
         if self.A == 0 or self.B == 1:
             return self
-        T = max(7 * self.B // 2, 32)
+        T = max(9 * self.B // 2, 32)
         if T >= self.A * self.B:
             return self.model_copy(update={"T": self.A * self.B})
         return self.model_copy(update={"B": 7 * self.B // 4, "T": T})
@@ -212,3 +212,8 @@ class TrainConfig(Frozen):
         if (self.samples is None) == (self.seconds is None):
             raise ValueError("give a number of samples (epochs) or a time, one of the two")
         return self
+
+
+def validation_size(val: int | None, vectors: int) -> int:
+    """How many of a file's last vectors are for validation: `val`, or 10,000, at most a tenth."""
+    return val or min(10_000, max(1, vectors // 10))

@@ -5,6 +5,7 @@ Shapes: n rows of a batch, D dimension, M symbols.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +57,7 @@ class Rows:
 
     source: VectorSource
     first: int = 0
-    ids: Ids | None = None
+    ids: NDArray[np.integer[Any]] | None = None
 
     def __post_init__(self) -> None:
         N = self.source.count
@@ -69,7 +70,7 @@ class Rows:
             return np.arange(self.first + start, self.first + stop, dtype=np.int64)
         if stop > len(self.ids):
             raise UsageError(f"{self.source.name} has more vectors than the {len(self.ids)} ids: give one id a vector")
-        return self.ids[start:stop]
+        return self.ids[start:stop].astype(np.int64)
 
 
 def encode_to_artifact(
@@ -104,6 +105,8 @@ def encode_to_artifact(
     if resume and not isinstance(source, VectorFile):
         raise UsageError("a stream cannot be resumed: encode a file, or leave --resume out")
     stamp = source.stamp if isinstance(source, VectorFile) else source.name
+    if rows.ids is not None:
+        stamp += f" ids {hashlib.blake2b(np.ascontiguousarray(rows.ids).data, digest_size=16).hexdigest()}"
     writer = create_codes(
         path,
         spec=codec.spec(source.dtype, search),

@@ -46,7 +46,7 @@ class Engine:
         self._start_norm = self._start.square().sum(1)
         self._steps = [StepTables(step, plan) for step in network.steps if isinstance(step, Step)]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode(self, v_ND: Tensor, search: EncodeConfig) -> tuple[Tensor, Tensor | None]:
         """Encode vectors by pre-selection and beam search (method §3, §8.2).
 
@@ -64,7 +64,7 @@ class Engine:
             return codes[:, 1:], codes[:, 0]
         return codes, None
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def decode(self, codes_NM: Tensor, steps: int | None = None, lists_N: Tensor | None = None) -> Tensor:
         """Decode the first `steps` symbols (all by default) to vectors, float32 [N, D] on the CPU.
 
@@ -87,7 +87,7 @@ class Engine:
     def _encode_rows(self, v_ND: Tensor, search: EncodeConfig) -> Tensor:
         x = (v_ND.float() - self._mean) / self._std
         distance = torch.addmm(self._start_norm, x, self._start.T, alpha=-2)
-        width = 1 if self.config.ivf_K else min(search.B, self.config.K)
+        width = 1 if self.config.ivf_K or not self._steps else min(search.B, self.config.K)
         k = distance.topk(width, dim=1, largest=False, sorted=False).indices
         xhat = self._start[k]
         codes = k[..., None]

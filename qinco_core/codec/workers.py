@@ -7,6 +7,7 @@ one of them and sends a chunk through all their caches. Here a chunk stays with 
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -33,13 +34,40 @@ def run_parallel(work: Callable[[T], R], items: Sequence[T], plan: Plan) -> list
 
 @contextmanager
 def one_thread_each() -> Iterator[None]:
-    """Let no operation of torch use more than the thread that calls it."""
-    shared = torch.get_num_threads()
-    torch.set_num_threads(1)  # MKL has one setting for the whole process
+    """Let no operation of torch use more than the thread that calls it.
+
+    The setting is in part the whole process's (MKL has one), so of blocks that overlap in time the first
+    sets it and the last sets it back.
+    """
+    with _setting:
+        if _setting.users == 0:
+            _setting.shared = torch.get_num_threads()
+        _setting.users += 1
+    torch.set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(shared)
+        with _setting:
+            _setting.users -= 1
+            torch.set_num_threads(_setting.shared if _setting.users == 0 else 1)
+
+
+class _Setting:
+    """How many threads operations may use when nobody is in `one_thread_each`, behind a lock."""
+
+    def __init__(self) -> None:
+        self.users = 0
+        self.shared = 1
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+_setting = _Setting()
 
 
 def map_rows(work: Callable[[Tensor], Tensor], rows: Tensor, size: int, plan: Plan) -> Tensor:
@@ -54,7 +82,7 @@ def map_rows(work: Callable[[Tensor], Tensor], rows: Tensor, size: int, plan: Pl
     size = max(1, min(size, -(-len(rows) // plan.threads)))
 
     def task(chunk: Tensor) -> Tensor:
-        with torch.inference_mode():
+        with torch.no_grad():
             return work(chunk.to(plan.device)).cpu()
 
     return torch.cat(run_parallel(task, rows.split(size), plan))

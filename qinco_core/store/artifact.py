@@ -194,7 +194,9 @@ def text(value: Any) -> str:
 def _header(file: h5py.File, path: Path) -> Header:
     attributes = file.attrs
     if "kind" not in attributes or "format_version" not in attributes:
-        raise ArtifactError(f"{path} is HDF5 but no artifact of qinco; check the path")
+        raise ArtifactError(
+            f"{path} is HDF5 but no artifact of qinco; check the path, or for vectors name the dataset: {path}::KEY"
+        )
     version, writer = int(attributes["format_version"]), text(attributes.get("writer", "?"))
     refuse_newer(str(path), version, writer)
     if version < 1:

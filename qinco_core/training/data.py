@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from qinco_core.codec.network import Network
-from qinco_core.config import ModelConfig, TrainConfig
+from qinco_core.config import ModelConfig, TrainConfig, validation_size
 from qinco_core.errors import UsageError
 from qinco_core.vectors import VectorFile
 
@@ -23,7 +23,7 @@ class TrainingData:
     """A file of vectors, its last `val` rows set apart."""
 
     def __init__(self, vectors: VectorFile, model: ModelConfig, config: TrainConfig) -> None:
-        val = config.val or min(10_000, max(1, len(vectors) // 10))
+        val = validation_size(config.val, len(vectors))
         N = len(vectors) - val
         if N < model.K:
             raise UsageError(

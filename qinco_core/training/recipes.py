@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from qinco_core.config import EncodeConfig, ModelConfig, TrainConfig, preset
+from qinco_core.config import EncodeConfig, ModelConfig, TrainConfig, preset, validation_size
 from qinco_core.errors import UsageError
 
 _DEFAULT_EPOCHS = {"fast": 20, "paper": 60}
@@ -70,7 +70,8 @@ def recipe(
         base |= {"A": 0, "late_A": 0}
     fields = base | fields
     if seconds is None and fields.get("samples") is None:
-        size = fields.get("epoch_size") or min(vectors, _EPOCH_SIZE[name])
+        learn = max(1, vectors - validation_size(fields.get("val"), vectors))
+        size = fields.get("epoch_size") or min(learn, _EPOCH_SIZE[name])
         fields |= {"samples": (epochs or _DEFAULT_EPOCHS[name]) * size, "epoch_size": size}
     fields["seconds"] = seconds
     batch = fields.get("batch", 1024) * fields.get("accumulate", 1)

@@ -30,6 +30,8 @@ class Position:
         val_rows: vectors of a validation.
         peak: the learning rate the schedule scales; settled when warm-up ends.
         scale: the plateau schedule's factor.
+        first_loss: of the first batches, which divergence is measured by.
+        plan: device, precision and threads of the last session.
         best_mse, best_round: of the validation, in the units of the data; None before the first.
     """
 
@@ -41,6 +43,8 @@ class Position:
     val_rows: int = 0
     peak: float = 0.0
     scale: float = 1.0
+    first_loss: float = 0.0
+    plan: str = ""
     best_mse: float | None = None
     best_round: int = 0
 
@@ -100,7 +104,8 @@ def restore(state: State, path: Path, identity: dict[str, Any]) -> None:
     for i, parameter in enumerate(state.parameters):
         if moments := _tensors(arrays, f"optimizer.{i}."):
             state.optimizer.state[parameter] = {
-                key: value.to(torch.float32 if key == "step" else parameter) for key, value in moments.items()
+                key: value.to(parameter.device, torch.float32 if key == "step" else parameter.dtype)
+                for key, value in moments.items()
             }
     state.generator.set_state(torch.from_numpy(arrays["random"]))
     state.usage.copy_(torch.from_numpy(arrays["usage"]))

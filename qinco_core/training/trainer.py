@@ -39,7 +39,7 @@ _VAL_ROWS, _VAL_BEAM, _VAL_SHARE = 4096, 4, 16
 # unused codewords are not replaced where there is no time left to train them
 _REPLACE_UNTIL = 0.8
 # training errors this many times above the first one are no way back from
-_DIVERGED = 4.0
+_DIVERGED, _FIRST = 4.0, 5
 # QINCo1's plateau: rounds without improvement before the rate falls, and before the run stops
 _PATIENCE, _STOP_AFTER = 10, 20
 
@@ -94,8 +94,7 @@ def train(
     with one_thread_each():  # the threads share batches, not operations
         run = Run(vectors, model, search, config, plan, checkpoint, log, progress or Silent(), stop)
         if resume:
-            restore(run.state, checkpoint, run.identity)
-            run.progress.note(f"continuing after round {run.state.position.rounds}, from {checkpoint}")
+            run.restore()
         else:
             run.start(centroids_KD)
         return run.finish()
@@ -138,6 +137,8 @@ class Run:
         network, config = self.state.network, self.config
         mean, std = normalisation(self.data.train, network.config.rules)
         self.data.check_val()
+        self.checkpoint.unlink(missing_ok=True)  # of a run that this one replaces
+        self.state.position.plan = str(self.plan)
         network.mean.copy_(mean)
         network.std.copy_(std)
         if network.centroids is not None and centroids_KD is not None:
@@ -172,12 +173,23 @@ class Run:
             samples = self._train_batch()
             position.seconds = time.perf_counter() - clock
             amount = samples if self.budget.samples else position.seconds - seconds
-            self.progress.advance(amount, **self._recent.figures())
+            val = {} if position.best_mse is None else {"val mse": position.best_mse}
+            self.progress.advance(amount, **self._recent.figures(), **val)
             if self.budget.rounds(position.samples, position.seconds) > position.rounds or self._fraction() >= 1:
                 self._end_round()
                 position.seconds = time.perf_counter() - clock
         self.progress.end()
         return self._result()
+
+    def restore(self) -> None:
+        """Continue from the checkpoint."""
+        restore(self.state, self.checkpoint, self.identity)
+        before, now = self.state.position.plan, str(self.plan)
+        self.progress.note(f"continuing after round {self.state.position.rounds}, from {self.checkpoint}")
+        if before != now:
+            self.progress.note(f"this session runs on {now}, the last one on {before}: not the same to the bit")
+        self.state.position.plan = now
+        self.log.write("resume", plan=now, **_plain(self.state))
 
     def speed(self) -> float:
         """Vectors per second, measured on two batches of a run that is then to be thrown away."""
@@ -245,7 +257,10 @@ class Run:
         return rate(self.config, position.peak, fraction) * position.scale
 
     def _refuse_divergence(self, loss: float) -> None:
-        first = self._recent.first
+        position = self.state.position
+        if position.batches <= _FIRST:
+            position.first_loss = self._recent.loss
+        first = position.first_loss
         if not math.isfinite(loss) or (first and self._recent.loss > _DIVERGED * first):
             self.log.write("diverged", loss=str(loss), **_plain(self.state))
             raise TrainingError(
@@ -310,7 +325,7 @@ class _Recent:
     """Running averages of the last batches."""
 
     def __init__(self) -> None:
-        self.first = self.loss = self.mse = self.rate = 0.0
+        self.loss = self.mse = self.rate = 0.0
         self._batches = 0
 
     def add(self, loss: float, mse: float, vectors: int, seconds: float) -> None:
@@ -319,8 +334,6 @@ class _Recent:
         self.loss += weight * (loss - self.loss)
         self.mse += weight * (mse - self.mse)
         self.rate += weight * (vectors / seconds - self.rate)
-        if self._batches <= 5:
-            self.first = self.loss
 
     def figures(self) -> dict[str, float]:
         return {"loss": self.loss, "mse": self.mse, "vectors/s": self.rate}

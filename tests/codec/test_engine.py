@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -12,8 +15,9 @@ from qinco_core.codec.engine import Engine, _best_pairs
 from qinco_core.codec.network import Network
 from qinco_core.codec.precision import plan
 from qinco_core.codec.tables import StepTables
+from qinco_core.codec.workers import one_thread_each
 from qinco_core.config import EncodeConfig, ModelConfig
-from qinco_core.errors import DeviceError
+from qinco_core.errors import DeviceError, DimensionError, UsageError
 from qinco_core.vectors import open_vectors
 
 A8B8 = EncodeConfig(A=8, B=8)
@@ -98,6 +102,47 @@ def test_tables_are_exact_algebra(D: int, E: int, rules: str, ivf: int) -> None:
     assert (codes == wanted).float().mean() > 0.97  # near-ties may fall the other way
     if ivf:
         assert lists is not None and wanted_lists is not None and torch.equal(lists, wanted_lists)
+
+
+@pytest.mark.parametrize("search", [EncodeConfig(A=4, B=8), EncodeConfig(A=4, B=8, T=16)])
+def test_a_single_symbol_is_the_nearest_codeword(search: EncodeConfig) -> None:
+    torch.manual_seed(0)
+    network = Network(ModelConfig(D=12, M=1, K=16)).requires_grad_(False)
+    network.codebook0.copy_(torch.randn(16, 12))
+    x = torch.randn(50, 12)
+    codes, _ = Engine(network, plan("cpu", "float32")).encode(x, search)
+    assert torch.equal(codes, reference.encode(network, x, search)[0])
+
+
+def test_overlapping_work_gives_the_threads_back() -> None:
+    before = torch.get_num_threads()
+    with ThreadPoolExecutor(2) as pool:
+        barrier = threading.Barrier(2)
+
+        def work(_: int) -> None:
+            with one_thread_each():
+                barrier.wait()
+            barrier.wait()
+
+        list(pool.map(work, range(2)))
+        assert pool.submit(torch.get_num_threads).result() == before
+
+
+def test_results_are_ordinary_tensors(trained: Codec, base: torch.Tensor) -> None:
+    decoded = trained.decode(trained.encode(base[:300]))
+    weight = torch.ones(128, requires_grad=True)
+    (decoded * weight).sum().backward()
+    decoded += 1
+
+
+def test_codes_that_are_no_symbols(trained: Codec) -> None:
+    with pytest.raises(UsageError, match="symbols are integers"):
+        trained.decode(np.zeros((2, 8)))
+    with pytest.raises(UsageError, match="symbols run from"):
+        trained.decode(np.full((2, 8), 64))
+    with pytest.raises(DimensionError):
+        trained.decode(np.zeros((2, 3), np.uint8))
+    assert np.array_equal(trained.encode(np.ones((1, 128), ">f4")), trained.encode(np.ones((1, 128), np.float32)))
 
 
 @pytest.mark.parametrize("K", [2, 16, 64, 256])

@@ -14,7 +14,7 @@ from qinco_core.api import Codec
 from qinco_core.codec import reference
 from qinco_core.codec.network import Network
 from qinco_core.config import EncodeConfig, ModelConfig
-from qinco_core.errors import LineageError, TrainingError, UsageError, VectorFileError
+from qinco_core.errors import LineageError, OutputExistsError, TrainingError, UsageError, VectorFileError
 from qinco_core.evaluation.baselines import run_baseline
 from qinco_core.store import load_checkpoint
 from qinco_core.training.trainer import Interrupted
@@ -86,6 +86,18 @@ def test_resuming_another_run_is_refused(learn: Path, tmp_path: Path) -> None:
         run(learn, checkpoint=checkpoint, resume=True, training={"seed": 5})
     with open_vectors(learn, limit=3000) as file, pytest.raises(LineageError, match=r"another run .vectors was"):
         run(file, checkpoint=checkpoint, resume=True)
+
+
+def test_a_run_on_an_array_resumes_and_is_not_overwritten(learn: Path, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "training.h5"
+    with open_vectors(learn) as file:
+        v = file.read(0, 4000)
+    with pytest.raises(Interrupted):
+        run(v, checkpoint=checkpoint, stop=stop_after(14))
+    with pytest.raises(OutputExistsError, match="--resume"):
+        run(v, checkpoint=checkpoint)
+    assert same(run(v.copy(), checkpoint=checkpoint, resume=True), run(v))
+    run(v, checkpoint=checkpoint, epochs=1, force=True)
 
 
 def test_nan_among_the_validation_vectors_is_found_before_training(learn: Path, tmp_path: Path) -> None:
