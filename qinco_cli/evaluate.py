@@ -86,9 +86,7 @@ def evaluate(
     if groundtruth is not None and queries is None:
         raise UsageError("--groundtruth is of queries: give them with --queries")
     if groundtruth is not None and (skip or valset is not None):
-        raise UsageError(
-            "ground truth counts from a file's first vector: leave --groundtruth out, it is computed"
-        )
+        raise UsageError("ground truth counts from a file's first vector: leave --groundtruth out, it is computed")
     if plot is not None:
         check_output(plot, force=force)
         import_pyplot()
