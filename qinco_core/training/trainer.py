@@ -116,7 +116,7 @@ class Run:
         stop: Callable[[], bool],
     ) -> None:
         self.data = TrainingData(vectors, model, config)
-        self.search, self.config, self.plan = search, config, plan
+        self.config, self.plan = config, plan
         self.checkpoint, self.log, self.progress, self.stop = checkpoint, log, progress, stop
         self.budget = Budget.of(config, len(self.data))
         self.state = new_state(Network(model).to(plan.device), config)
