@@ -61,7 +61,7 @@ class StepTables:
             self._codebook_in = F.linear(self.codebook, self._basis)
 
     def embed(self, k_R: Tensor, xhat_BD: Tensor, beam_R: Tensor | None = None) -> Tensor:
-        """Z after the residual blocks, [R, E].
+        """The embedding z after the residual blocks, in `dtype` [R, E].
 
         Args:
             k_R: codewords.
@@ -77,7 +77,7 @@ class StepTables:
         return z
 
     def refine(self, z_RE: Tensor, k_R: Tensor) -> Tensor:
-        """F of method §2 from the embedding: what to add to the reconstruction, float32 [R, D]."""
+        """The output f of method §2 from the embedding: what to add to the reconstruction, float32 [R, D]."""
         out = z_RE if self._out is None else F.linear(z_RE, self._out)
         return self.codebook.index_select(0, k_R).add_(out)
 
