@@ -118,6 +118,30 @@ class EncodeConfig(Frozen):
         return self.model_copy(update={"B": 7 * self.B // 4, "T": T})
 
 
+class SearchConfig(Frozen):
+    """An operating point of the search cascade (method §6).
+
+    Attributes:
+        nprobe: lists looked into.
+        ef: breadth of the HNSW search for them; 0: all centroids are compared.
+        n_mid: entries that the pairwise decoder re-scores; 0: none.
+        n_short: entries that the network decodes; 0: none.
+        n_exact: entries compared by their original vectors, where those are given.
+        rerank: the last stage. Entries that it does not reach keep the order of the stage before, after those
+            that it does.
+    """
+
+    nprobe: int = Field(default=16, ge=1)
+    ef: int = Field(default=0, ge=0)
+    n_mid: int = Field(default=200, ge=0)
+    n_short: int = Field(default=50, ge=0)
+    n_exact: int = Field(default=20, ge=0)
+    rerank: Literal["none", "pairwise", "qinco", "exact"] = "qinco"
+
+
+Metric = Literal["l2", "ip", "cosine"]
+
+
 class Preset(Frozen):
     """A named starting point: everything of a model but its dimension, and its encoder."""
 
