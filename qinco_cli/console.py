@@ -91,6 +91,11 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
             table.add_row(*row)
         console.print(table)
         return
+    _write(*table_lines(columns, rows))
+
+
+def table_lines(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table as lines of text, the first column to the left, the others to the right."""
     widths = [max(len(row[i]) for row in [columns, *rows]) for i in range(len(columns))]
     lines = []
     for row in [columns, *rows]:
@@ -98,7 +103,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
             cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
         ]
         lines.append("  ".join(cells).rstrip())
-    _write(*lines)
+    return lines
 
 
 def print_pairs(pairs: Sequence[tuple[str, str]]) -> None:

@@ -51,7 +51,7 @@ def decode(
 
     from qinco_cli.console import Console, print_json
     from qinco_core.files import check_output
-    from qinco_core.jobs import decode_to
+    from qinco_core.jobs import check_raw, decode_to
     from qinco_core.vectors import detect_format, open_writer
 
     if out != "-":
@@ -59,6 +59,8 @@ def decode(
         check_output(out, force=force or dry_run)
     codec = opt.open_codec(model, store, device=device, precision=precision, threads=threads)
     codec.check_steps(steps)
+    if raw:
+        check_raw(codec)
     with Console(quiet) as console, open_codes(codes, codec, store, raw) as (batches, count):
         if dry_run:
             _report(codec, codes, out, count, steps, json_)
@@ -78,7 +80,7 @@ def decode(
 
 @contextmanager
 def open_codes(name: str, codec: Codec, store: str | None, raw: bool) -> Iterator[tuple[Iterator[Any], int | None]]:
-    """Batches of packed codes from an artifact, a stream or raw bytes, and their number if known."""
+    """Rows of codes from an artifact, a stream or raw bytes, batch by batch, and their number if known."""
     from qinco_core.files import existing_file
     from qinco_core.jobs import check_codes, code_batches, read_raw
     from qinco_core.store import StreamReader, is_stream
@@ -87,7 +89,7 @@ def open_codes(name: str, codec: Codec, store: str | None, raw: bool) -> Iterato
     if name == "-":
         handle = sys.stdin.buffer
         if raw:
-            yield read_raw(handle, codec.config.code_bytes, "<stdin>"), None
+            yield read_raw(codec, handle, "<stdin>"), None
             return
         reader = StreamReader(handle)
         check_codes(codec, reader.spec, "the codes from stdin")
@@ -97,7 +99,7 @@ def open_codes(name: str, codec: Codec, store: str | None, raw: bool) -> Iterato
     if raw or is_stream(path):
         with path.open("rb") as file:
             if raw:
-                yield read_raw(file, codec.config.code_bytes, str(path)), None
+                yield read_raw(codec, file, str(path)), None
                 return
             reader = StreamReader(file)
             check_codes(codec, reader.spec, str(path))
@@ -124,11 +126,14 @@ def _report(codec: Codec, name: str, out: str, count: int | None, steps: int | N
     from qinco_cli.console import duration, print_json, print_pairs, size
     from qinco_core.jobs import estimate
 
-    symbols = np.random.default_rng(0).integers(0, codec.config.K, (256, codec.config.M))
+    random = np.random.default_rng(0)
+    symbols = random.integers(0, codec.config.K, (256, codec.config.M))
+    ivf_K = codec.config.ivf_K
+    codes = codec.join(symbols, random.integers(0, ivf_K, 256) if ivf_K else None)
 
     def work(n: int) -> float:
         started = time.perf_counter()
-        codec.decode(symbols[:n], steps=steps)
+        codec.decode(codes[:n], steps=steps)
         return time.perf_counter() - started
 
     found = estimate(work, count, 4 * codec.config.D, codec, 1 << 14)

@@ -48,6 +48,9 @@ def encode(
     A: opt.AOption = None,
     B: opt.BOption = None,
     exact: opt.ExactOption = False,
+    assign: Annotated[
+        str, typer.Option("--assign", metavar="exact|hnsw", help="How the lists of an IVF model are found.")
+    ] = "exact",
     model: opt.ModelOption = None,
     store: opt.StoreOption = None,
     format: opt.FormatOption = None,
@@ -63,7 +66,7 @@ def encode(
 ) -> None:
     """Compress vectors to codes of M·log2 K bits."""
     from qinco_cli.console import Console, print_json
-    from qinco_core.jobs import Rows, check_dimension
+    from qinco_core.jobs import Rows, check_assign, check_dimension, check_raw
 
     _check_options(out, name, raw=raw, resume=resume, ids=ids)
     with opt.open_source(xb, format, skip, limit) as source, Console(quiet) as console:
@@ -71,13 +74,17 @@ def encode(
         codec = opt.open_codec(model, store, device=device, precision=precision, threads=threads)
         search = opt.search_options(codec, A, B, exact)
         check_dimension(codec, source)
-        rows = Rows(source, skip, _read_ids(ids))
+        check_assign(codec, assign)
+        if raw:
+            check_raw(codec)
+        rows = Rows(source, skip, opt.read_ids(ids))
         if dry_run:
             _report(codec, source, target, search, json_)
             return
         console.note(f"encoding on {codec.plan}; A = {search.A}, B = {search.B}, T = {search.T}")
         started = time.perf_counter()
-        fingerprint = _run(codec, rows, target, search, console, raw=raw, force=force, resume=resume)
+        how: dict[str, Any] = {"search": search, "assign": assign, "progress": console}
+        fingerprint = _run(codec, rows, target, how, raw=raw, force=force, resume=resume)
         seconds = time.perf_counter() - started
         if target is None:
             return
@@ -113,67 +120,32 @@ def _target(xb: str, out: str | None, name: str | None, store: str | None, raw: 
 
 
 def _run(
-    codec: Codec,
-    rows: Rows,
-    target: Path | None,
-    search: EncodeConfig,
-    console: Any,
-    *,
-    raw: bool,
-    force: bool,
-    resume: bool,
+    codec: Codec, rows: Rows, target: Path | None, how: dict[str, Any], *, raw: bool, force: bool, resume: bool
 ) -> str | None:
     from qinco_core.files import atomic_output
-    from qinco_core.jobs import encode_to_artifact, encode_to_stream
+    from qinco_core.jobs import encode_to_stream
 
     if target is None:
-        encode_to_stream(codec, rows, sys.stdout.buffer, search=search, progress=console, raw=raw)
+        encode_to_stream(codec, rows, sys.stdout.buffer, **how, raw=raw)
         return None
     if raw:
         with atomic_output(target, force=force) as temporary, temporary.open("wb") as handle:
-            encode_to_stream(codec, rows, handle, search=search, progress=console, raw=True)
+            encode_to_stream(codec, rows, handle, **how, raw=True)
         return None
-    return _to_artifact(encode_to_artifact, codec, rows, target, search, console, force, resume)
+    return _to_artifact(codec, rows, target, **how, force=force, resume=resume)
 
 
-def _to_artifact(
-    job: Any,
-    codec: Codec,
-    rows: Rows,
-    target: Path,
-    search: EncodeConfig,
-    console: Any,
-    force: bool,
-    resume: bool,
-) -> str:
+def _to_artifact(codec: Codec, rows: Rows, target: Path, **options: Any) -> str:
+    from qinco_core.jobs import encode_to_artifact
     from qinco_core.store import partial_path
 
     try:
-        return str(job(codec, rows, target, search=search, progress=console, force=force, resume=resume))
+        return encode_to_artifact(codec, rows, target, **options)
     except KeyboardInterrupt:
         how = "continue with the same command and --resume"
         if rows.source.name == "<stdin>":
             how = "a stream cannot be resumed: start again with --force"
         raise KeyboardInterrupt(f"interrupted; {how}" if partial_path(target).exists() else "interrupted") from None
-
-
-def _read_ids(path: str | None) -> Any:
-    import numpy as np
-
-    from qinco_core.errors import UsageError, VectorFileError
-    from qinco_core.files import existing_file
-
-    if path is None:
-        return None
-    try:
-        ids = np.lib.format.open_memmap(existing_file(path), mode="r")
-    except ValueError as error:
-        raise VectorFileError(f"{path} is no .npy file of ids ({error}); write it with numpy.save") from error
-    if ids.ndim != 1 or ids.dtype.kind not in "iu":
-        raise UsageError(f"{path} holds {ids.dtype} of shape {ids.shape}; ids are integers in one dimension")
-    if ids.dtype.kind == "u" and ids.size and int(ids.max()) > np.iinfo(np.int64).max:
-        raise UsageError(f"{path} holds the id {ids.max()}; ids are signed 64-bit integers")
-    return ids
 
 
 def _report(codec: Codec, source: VectorSource, target: Path | None, search: EncodeConfig, as_json: bool) -> None:
@@ -190,7 +162,7 @@ def _report(codec: Codec, source: VectorSource, target: Path | None, search: Enc
         codec.encode(v[:n], search=search)
         return time.perf_counter() - started
 
-    found = estimate(work, source.count, codec.config.code_bytes, codec, 2048)
+    found = estimate(work, source.count, codec.bytes_per_vector, codec, 2048)
     if as_json:
         print_json({"input": source.name, "output": str(target or "-"), **found.as_dict()})
         return

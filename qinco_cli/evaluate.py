@@ -149,11 +149,11 @@ def _symbols(name: str, codec: Codec, store: str | None) -> Any:
     from qinco_cli.decode import open_codes
 
     @contextmanager
-    def batches() -> Iterator[Any]:
-        with open_codes(name, codec, store, raw=False) as (packed, _):
-            yield (codec.unpack(batch) for batch in packed)
+    def symbols() -> Iterator[Any]:
+        with open_codes(name, codec, store, raw=False) as (batches, _):
+            yield (codec.unpack_rows(rows) for rows in batches)
 
-    return batches()
+    return symbols()
 
 
 def _render(results: Sequence[Quality], vectors: VectorFile, codec: Codec, as_json: bool) -> None:
@@ -182,18 +182,25 @@ def _render(results: Sequence[Quality], vectors: VectorFile, codec: Codec, as_js
         cells = [f"{r.bytes:g}", f"{r.mse:,.6g}", f"{r.relative_mse:.4f}", *recall, *rates]
         rows.append([r.name, *cells, f"{seconds:,.1f} s" if seconds else ""])
     print_table(columns, rows)
-    bits = codec.config.bits
     print_table(
         ["prefix (symbols)", "bytes", "MSE"],
-        [[str(m), f"{m * bits / 8:g}", f"{mse:,.6g}"] for m, mse in enumerate(results[0].prefix_mse, start=1)],
+        [
+            [str(m), f"{size:g}", f"{mse:,.6g}"]
+            for m, (size, mse) in enumerate(zip(_prefix_bytes(codec), results[0].prefix_mse, strict=True), start=1)
+        ],
     )
+
+
+def _prefix_bytes(codec: Codec) -> list[float]:
+    """What 1, 2, ... symbols take, with the list number of an IVF model."""
+    c = codec.config
+    return [codec.bytes_per_vector - c.code_bytes + m * c.bits / 8 for m in range(1, c.M + 1)]
 
 
 def _draw(results: Sequence[Quality], codec: Codec, path: Path, name: str, force: bool) -> None:
     from qinco_core.evaluation.picture import Curve, draw_rate_distortion
 
     ours, *others = results
-    sizes = tuple(m * codec.config.bits / 8 for m in range(1, codec.config.M + 1))
-    curves = [Curve(ours.name, sizes, tuple(ours.prefix_mse), emphasised=True)]
+    curves = [Curve(ours.name, tuple(_prefix_bytes(codec)), tuple(ours.prefix_mse), emphasised=True)]
     curves += [Curve(other.name, (other.bytes,), (other.mse,)) for other in others]
     draw_rate_distortion(curves, path, f"Rate and distortion on {Path(name).name}", force=force)

@@ -39,7 +39,8 @@ def info(
 
 
 def _artifact(path: Path, header: Any) -> dict[str, Any]:
-    from qinco_core.store import load_model, open_codes
+    from qinco_core.store import load_centroids, load_model, load_pairwise, open_codes
+    from qinco_core.store.lists import list_bits
 
     facts = {
         "file": str(path),
@@ -53,13 +54,18 @@ def _artifact(path: Path, header: Any) -> dict[str, Any]:
     if header.kind == "model":
         stored = load_model(path)
         facts["parameters"] = sum(tensor.size for tensor in stored.tensors.values())
-        facts["bytes per vector"] = stored.config.code_bytes
+        facts["bytes per vector"] = stored.config.code_bytes + list_bits(stored.config.ivf_K) / 8
         facts |= {"model": stored.config.model_dump(), "encoder": stored.encode.model_dump()}
         facts["training"] = stored.training
     elif header.kind == "codes":
         with open_codes(path) as codes:
-            facts |= {"vectors": len(codes), "bytes per vector": codes.spec.code_bytes, "ids": codes.with_ids}
+            facts |= {"vectors": len(codes), "bytes per vector": codes.spec.bytes_per_vector, "ids": codes.with_ids}
             facts |= codes.spec.fields()
+    elif header.kind == "pairwise":
+        stored = load_pairwise(path)
+        facts |= header.config | {"tables": len(stored.tables_TRD), "training": stored.training}
+    elif header.kind == "centroids":
+        facts |= header.config | {"training": load_centroids(path).training}
     else:
         facts["config"] = header.config
     return facts

@@ -12,7 +12,21 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from qinco_cli import decode, encode, evaluate, info, options, presets, train, verify
+from qinco_cli import (
+    centroids,
+    decode,
+    encode,
+    evaluate,
+    index,
+    info,
+    options,
+    pairwise,
+    presets,
+    search,
+    train,
+    tune,
+    verify,
+)
 from qinco_core.errors import QincoError
 
 
@@ -41,7 +55,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for module in (train, encode, decode, evaluate, info, verify, presets):
+for module in (train, centroids, encode, decode, pairwise, index, search, tune, evaluate, info, verify, presets):
     module.register(app)
 
 

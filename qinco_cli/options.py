@@ -8,13 +8,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 if TYPE_CHECKING:
     from qinco_core.api import Codec
-    from qinco_core.config import EncodeConfig
+    from qinco_core.config import EncodeConfig, Metric
     from qinco_core.vectors import VectorFile, VectorSource
 
 StoreOption = Annotated[
@@ -52,6 +52,13 @@ ExactOption = Annotated[
     bool,
     typer.Option("--exact", help="Pre-select A per beam, as published, not the best of all beams together."),
 ]
+IndexOption = Annotated[
+    Path | None, typer.Option("--index", metavar="DIR", help="Folder of the index. [default: index in the store]")
+]
+MetricOption = Annotated[str, typer.Option("--metric", metavar="l2|ip|cosine", help="What makes a vector near.")]
+AtOption = Annotated[
+    int, typer.Option("--at", metavar="K", help="Results among which the true neighbour counts, for --recall.")
+]
 
 
 def example(text: str) -> str:
@@ -60,21 +67,95 @@ def example(text: str) -> str:
 
 
 def parse_duration(text: str) -> float:
-    """Seconds of a duration like 90, 90s, 5m, 1h30m.
+    """Seconds of a duration like 90, 90s, 5m, 1h30m, 20ms.
 
     Raises:
         UsageError: it is none.
     """
     from qinco_core.errors import UsageError
 
-    units = {"h": 3600.0, "m": 60.0, "s": 1.0}
-    parts = re.findall(r"(\d+(?:\.\d+)?)([hms]?)", text)
+    units = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3}
+    parts = re.findall(r"(\d+(?:\.\d+)?)(ms|[hms]?)", text)
     if not parts or "".join(n + unit for n, unit in parts) != text:
-        raise UsageError(f"{text!r} is no duration: write it like 90s, 5m or 1h30m")
+        raise UsageError(f"{text!r} is no duration: write it like 90s, 5m, 1h30m or 20ms")
     seconds = sum(float(number) * units[unit or "s"] for number, unit in parts)
     if seconds <= 0:
         raise UsageError(f"a duration of {text!r} leaves no time to work")
     return seconds
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size like 1000000, 512M, 1.5G, 2GiB; the units are powers of 1024.
+
+    Raises:
+        UsageError: it is none.
+    """
+    from qinco_core.errors import UsageError
+
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)(?:i?B)?", text, re.IGNORECASE)
+    size = int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " ")) if match else 0
+    if size < 1:
+        raise UsageError(f"{text!r} is no size: write it like 512M or 2G")
+    return size
+
+
+def check_metric(name: str) -> Metric:
+    """The metric of that name.
+
+    Raises:
+        UsageError: there is none.
+    """
+    from typing import get_args
+
+    from qinco_core.config import Metric
+    from qinco_core.errors import UsageError
+
+    if name not in get_args(Metric):
+        raise UsageError(f"no metric {name!r}; there are {', '.join(get_args(Metric))}")
+    return cast("Metric", name)
+
+
+def read_ids(path: str | None) -> Any:
+    """The ids of an .npy file, integers [n], mapped into memory; None for None.
+
+    Raises:
+        UsageError, VectorFileError: it holds something else.
+    """
+    import numpy as np
+
+    from qinco_core.errors import UsageError, VectorFileError
+    from qinco_core.files import existing_file
+
+    if path is None:
+        return None
+    try:
+        ids = np.lib.format.open_memmap(existing_file(path), mode="r")
+    except ValueError as error:
+        raise VectorFileError(f"{path} is no .npy file of ids ({error}); write it with numpy.save") from error
+    if ids.ndim != 1 or ids.dtype.kind not in "iu":
+        raise UsageError(f"{path} holds {ids.dtype} of shape {ids.shape}; ids are integers in one dimension")
+    if ids.dtype.kind == "u" and ids.size and int(ids.max()) > np.iinfo(np.int64).max:
+        raise UsageError(f"{path} holds the id {ids.max()}; ids are signed 64-bit integers")
+    return ids
+
+
+def store_codes(store: str | None) -> Path:
+    """The codes in the store, where there is one set of them.
+
+    Raises:
+        UsageError: there are none, or several, which the message lists.
+    """
+    from qinco_core.errors import UsageError
+    from qinco_core.store import Store
+
+    place = Store.locate(store)
+    files = place.code_files
+    if not files:
+        raise UsageError(f"{place.root} holds no codes: make some with qinco encode XB, or name a file of codes")
+    if len(files) > 1:
+        names = ", ".join(path.stem for path in files)
+        raise UsageError(f"{place.root} holds several sets of codes: name one of {names}")
+    return files[0]
 
 
 def open_codec(model: Path | None, store: str | None, *, device: str, precision: str, threads: int | None) -> Codec:

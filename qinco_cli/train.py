@@ -30,6 +30,10 @@ def train(
     dh: Annotated[int | None, typer.Option("--dh", help="Hidden width H. [default: the preset's]")] = None,
     A: opt.AOption = None,
     B: opt.BOption = None,
+    ivf: Annotated[
+        Path | None,
+        typer.Option("--ivf", metavar="FILE", help="Coarse centroids (.h5, .npy): train an IVF model behind them."),
+    ] = None,
     recipe: Annotated[
         str, typer.Option("--recipe", metavar="fast|paper", help="How to train: ours, or as published.")
     ] = "fast",
@@ -88,6 +92,7 @@ def train(
         "epochs": epochs,
         "changes": {name: value for name, value in changes.items() if value is not None},
         "training": {name: value for name, value in training.items() if value is not None},
+        "ivf": ivf,
     }
     machine = {"device": device, "precision": precision, "threads": threads}
     target = out or Store.locate(store).model
@@ -142,9 +147,8 @@ def _train(
                 else "interrupted before there was anything to keep: start again with the same command"
             ) from None
         header = codec.save(target, force=force)
-        console.note(
-            f"wrote {target}: validation MSE {codec.training['val_mse']:,.6g}, {codec.config.code_bytes} bytes a vector"
-        )
+        size = f"{codec.bytes_per_vector:g} bytes a vector"
+        console.note(f"wrote {target}: validation MSE {codec.training['val_mse']:,.6g}, {size}")
     if as_json:
         print_json({"output": str(target), "fingerprint": header.fingerprint, **codec.training})
 
@@ -162,7 +166,7 @@ def _report(vectors: VectorFile, target: Path, options: dict[str, Any], machine:
         [
             ("would read", f"{vectors.name}: {N:,} vectors of {D} × {vectors.dtype}"),
             ("would write", f"{target}: {size(found.model_bytes)}, {found.parameters:,} parameters"),
-            ("codes", f"{found.code_bytes} bytes a vector"),
+            ("codes", f"{found.bytes_per_vector:g} bytes a vector"),
             ("memory", f"about {size(found.memory_bytes)}"),
             (
                 "training",

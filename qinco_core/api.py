@@ -1,6 +1,7 @@
 """The library in one class. Every command of the command line is a few lines around it.
 
-Shapes: N vectors, D dimension, M symbols.
+Shapes: N vectors, D dimension, M symbols. Codes of an IVF model have one column more, the list number, which
+comes first: int32 [N, 1 + M].
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from qinco_core.codec.precision import Plan, plan
 from qinco_core.config import EncodeConfig, ModelConfig
 from qinco_core.errors import DimensionError, OutputExistsError, UsageError, VectorFileError
 from qinco_core.progress import Progress
-from qinco_core.store import CodesSpec, Header, load_model, save_model
+from qinco_core.store import CodeRows, CodesSpec, Header, Parent, load_model, save_model
+from qinco_core.store.lists import check_lists, list_bits
+from qinco_core.training.coarse import Centroids, coarse_codebook
 from qinco_core.training.log import TrainingLog
 from qinco_core.training.recipes import model_and_search, recipe
 from qinco_core.training.trainer import train
@@ -42,6 +45,9 @@ class Codec:
         plan: device, precision and threads, with the reason for them.
         training: figures of its training.
         header: the artifact's header when it came from a file, else None.
+        path: that file.
+        engine: the fast encoder and decoder.
+        parents: what the model was made from: the centroids of an IVF model.
     """
 
     def __init__(
@@ -52,6 +58,7 @@ class Codec:
         plan: Plan,
         training: dict[str, Any] | None = None,
         header: Header | None = None,
+        parents: tuple[Parent, ...] = (),
     ) -> None:
         self.config: ModelConfig = network.config
         self.network = network
@@ -59,8 +66,10 @@ class Codec:
         self.plan = plan
         self.training = training or {}
         self.header = header
+        self.path: Path | None = None
+        self.parents = header.parents if header else parents
         self._checkpoint: Path | None = None
-        self._engine = Engine(network, plan)
+        self.engine = Engine(network, plan)
 
     @classmethod
     def load(
@@ -81,7 +90,9 @@ class Codec:
         stored = load_model(path)
         network = Network.from_arrays(stored.config, stored.tensors)
         chosen = plan(device, precision, threads)
-        return cls(network, stored.encode, plan=chosen, training=stored.training, header=stored.header)
+        codec = cls(network, stored.encode, plan=chosen, training=stored.training, header=stored.header)
+        codec.path = Path(path)
+        return codec
 
     @classmethod
     def train(
@@ -93,6 +104,7 @@ class Codec:
         epochs: int | None = None,
         changes: dict[str, Any] | None = None,
         training: dict[str, Any] | None = None,
+        ivf: Centroids | None = None,
         device: str = "auto",
         precision: str = "auto",
         threads: int | None = None,
@@ -114,6 +126,7 @@ class Codec:
                 neither is given.
             changes: any of A, B, M, K, L, E, H, to override the preset's.
             training: any field of `TrainConfig`, to override the recipe's.
+            ivf: coarse centroids of an IVF model: a file of them (an artifact or .npy), or an array [ivf_K, D].
             device: as in `load`.
             precision: as in `load`.
             threads: as in `load`.
@@ -128,6 +141,7 @@ class Codec:
 
         Raises:
             UsageError: a parameter is wrong, or there are fewer vectors than K.
+            DimensionError: the centroids are of another dimension.
             OutputExistsError: there is a checkpoint, and neither `resume` nor `force`.
             VectorFileError: the file is damaged, or holds NaN or infinity.
             TrainingError: the run diverged.
@@ -136,7 +150,8 @@ class Codec:
             if isinstance(vectors, np.ndarray):
                 vectors = _as_file(vectors, Path(temporary) / "vectors.npy")
             file = vectors if isinstance(vectors, VectorFile) else open_vectors(vectors)
-            model, search = model_and_search(preset_name, file.dim, changes or {})
+            coarse = None if ivf is None else coarse_codebook(ivf, file.dim)
+            model, search = model_and_search(preset_name, file.dim, changes or {}, coarse.ivf_K if coarse else 0)
             config = recipe(model, search, len(file), seconds=seconds, epochs=epochs, changes=training or {})
             kept = Path(checkpoint) if checkpoint else Path(temporary) / "training.h5"
             if kept.exists() and not (resume or force):
@@ -154,12 +169,14 @@ class Codec:
                     plan=chosen,
                     checkpoint=kept,
                     log=writer,
+                    centroids_KD=coarse.centroids_KD if coarse else None,
                     resume=resume,
                     progress=progress,
                     stop=stop,
                 )
         figures = {"preset": preset_name, "config": config.model_dump(), **result.figures}
-        codec = cls(result.network, search, plan=chosen, training=figures)
+        parents = (coarse.parent,) if coarse else ()
+        codec = cls(result.network, search, plan=chosen, training=figures, parents=parents)
         codec._checkpoint = Path(checkpoint) if checkpoint else None
         return codec
 
@@ -169,63 +186,137 @@ class Codec:
         The checkpoint of its training, now of no more use, is removed.
         """
         arrays = self.network.to_arrays()
-        self.header = save_model(path, self.config, self.search, arrays, training=self.training, force=force)
+        self.header = save_model(
+            path, self.config, self.search, arrays, training=self.training, parents=self.parents, force=force
+        )
         if self._checkpoint is not None:
             self._checkpoint.unlink(missing_ok=True)
+        self.path = Path(path)
         return self.header
 
-    def encode(self, vectors: ArrayOrTensor, *, search: EncodeConfig | None = None) -> ArrayOrTensor:
+    @property
+    def centroids(self) -> NDArray[np.float32] | None:
+        """The coarse centroids of an IVF model, not normalised, [ivf_K, D]; None without an IVF."""
+        if self.network.centroids is None:
+            return None
+        return self.network.denormalize(self.network.centroids).cpu().numpy()
+
+    @property
+    def bytes_per_vector(self) -> float:
+        """What a vector takes: its packed code, and the bits of its list number if there is one."""
+        return self.config.code_bytes + list_bits(self.config.ivf_K) / 8
+
+    @property
+    def identity(self) -> Parent:
+        """What the model is, as artifacts made with it name it.
+
+        Raises:
+            UsageError: it was never saved.
+        """
+        if self.header is None:
+            raise UsageError("save the model first: what is made with it names it")
+        return Parent(self.header.kind, self.header.fingerprint)
+
+    def encode(
+        self,
+        vectors: ArrayOrTensor,
+        *,
+        search: EncodeConfig | None = None,
+        lists: NDArray[Any] | Tensor | None = None,
+    ) -> ArrayOrTensor:
         """Encode vectors by the fast engine.
 
         Args:
             vectors: numpy or torch, any real dtype, [N, D].
             search: A, B and T in place of the model's own; T = 0 for pre-selection per beam.
+            lists: for an IVF model, list numbers [N] to encode with; the nearest centroids by default.
 
         Returns:
-            Symbols [N, M] of the same kind: uint8, or uint16 where K > 256 (int64 for torch).
+            Symbols [N, M] of the same kind: uint8, or uint16 where K > 256 (int64 for torch). Of an IVF model
+            list numbers and symbols, int32 [N, 1 + M] (int64 for torch).
 
         Raises:
-            DimensionError: the vectors do not have the model's dimension.
+            DimensionError: the vectors do not have the model's dimension, or there are not N list numbers.
+            UsageError: list numbers that are not below ivf_K, or are given for a model without an IVF.
             VectorFileError: NaN or infinity.
         """
         v = self._checked(vectors)
-        codes, _ = self._engine.encode(v, search or self.search.fast)
+        given = None if lists is None else self._checked_lists(lists, len(v))
+        symbols, found = self.engine.encode(v, search or self.search.fast, given)
+        codes = symbols if found is None else torch.cat([found[:, None], symbols], dim=1)
         if isinstance(vectors, Tensor):
             return codes.to(vectors.device)
-        return codes.numpy().astype(symbol_dtype(self.config.K))
+        return codes.numpy().astype(np.int32 if self.config.ivf_K else symbol_dtype(self.config.K))
 
     def decode(self, codes: ArrayOrTensor, *, steps: int | None = None) -> ArrayOrTensor:
         """Decode symbols.
 
         Args:
-            codes: [N, ≥ steps], any integer dtype, numpy or torch.
+            codes: what `encode` gave, any integer dtype, numpy or torch; symbols beyond `steps` may be cut off.
             steps: how many symbols to use; all M by default. Fewer give a coarser vector (dynamic rate).
 
         Returns:
             Vectors, float32 [N, D] of the same kind.
 
         Raises:
-            UsageError: `steps` is not from 1 to M, or a symbol is not below K.
+            UsageError: `steps` is not from 1 to M, or a symbol is not below K, or a list number not below ivf_K.
         """
         steps = self.check_steps(steps)
-        self._refuse_ivf()
         integer = not codes.is_floating_point() if isinstance(codes, Tensor) else codes.dtype.kind in "iu"
         if not integer:
             raise UsageError(f"codes are {codes.dtype}; symbols are integers")
         c = codes if isinstance(codes, Tensor) else torch.from_numpy(codes.astype(np.int64))
-        if c.dim() != 2 or c.shape[1] < steps:
-            raise DimensionError(f"codes have shape {tuple(c.shape)}, not [N, {steps}] or more symbols")
-        if len(c) and not 0 <= int(c.min()) <= int(c.max()) < self.config.K:
-            raise UsageError(f"symbols run from {int(c.min())} to {int(c.max())}, but K is {self.config.K}")
-        decoded = self._engine.decode(c, steps)
+        first = int(self.config.ivf_K > 0)
+        if c.dim() != 2 or c.shape[1] < first + steps:
+            more = "a list number and " if first else ""
+            raise DimensionError(
+                f"codes have shape {tuple(c.shape)}, not [N, {first + steps}] or more: {more}{steps} symbols"
+            )
+        symbols = c[:, first:]
+        if len(c) and not 0 <= int(symbols.min()) <= int(symbols.max()) < self.config.K:
+            raise UsageError(f"symbols run from {int(symbols.min())} to {int(symbols.max())}, but K is {self.config.K}")
+        lists = self._checked_lists(c[:, 0], len(c)) if first else None
+        decoded = self.engine.decode(symbols, steps, lists)
         return decoded.to(codes.device) if isinstance(codes, Tensor) else decoded.numpy()
 
-    def pack(self, codes: NDArray[Any]) -> NDArray[np.uint8]:
-        """Symbols [N, M] as bytes [N, code_bytes]."""
-        return pack(codes, self.config.K)
+    def split(self, codes: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int32] | None]:
+        """Codes as `encode` gives them as symbols [N, M] and list numbers int32 [N] (None without an IVF)."""
+        if not self.config.ivf_K:
+            return codes, None
+        return codes[:, 1:].astype(symbol_dtype(self.config.K)), codes[:, 0].astype(np.int32)
+
+    def join(self, symbols: NDArray[Any], lists: NDArray[Any] | None) -> NDArray[Any]:
+        """The inverse of `split`.
+
+        Raises:
+            UsageError: an IVF model without list numbers, or list numbers without an IVF.
+        """
+        if (lists is not None) != (self.config.ivf_K > 0):
+            raise UsageError("codes of an IVF model have list numbers, and only those")
+        return symbols if lists is None else np.column_stack([lists.astype(np.int32), symbols.astype(np.int32)])
+
+    def pack_rows(self, codes: NDArray[Any], ids: NDArray[np.int64] | None = None) -> CodeRows:
+        """Codes as `encode` gives them as rows for the store: packed symbols, ids if given, list numbers apart."""
+        symbols, lists = self.split(codes)
+        return CodeRows(self.pack(symbols), ids, lists)
+
+    def unpack_rows(self, rows: CodeRows) -> NDArray[Any]:
+        """The codes of rows from the store, as `decode` takes them."""
+        return self.join(self.unpack(rows.codes), rows.lists)
+
+    def pack(self, symbols: NDArray[Any]) -> NDArray[np.uint8]:
+        """Symbols [N, M] as bytes [N, code_bytes]; of an IVF model without the list numbers (`split`).
+
+        Raises:
+            DimensionError: the list numbers are still there.
+            UsageError: a symbol is not below K.
+        """
+        if self.config.ivf_K and symbols.shape[1:] != (self.config.M,):
+            raise DimensionError(f"symbols have shape {symbols.shape}, not (N, {self.config.M}): split the lists off")
+        return pack(symbols, self.config.K)
 
     def unpack(self, packed: NDArray[np.uint8]) -> NDArray[Any]:
-        """The inverse of `pack`."""
+        """The inverse of `pack`: symbols [N, M]."""
         return unpack(packed, self.config.M, self.config.K)
 
     def truncate(self, packed: NDArray[np.uint8], steps: int) -> NDArray[np.uint8]:
@@ -244,17 +335,23 @@ class Codec:
             raise UsageError(f"steps = {steps}, but this model has {self.config.M}: use 1 to {self.config.M}")
         return steps
 
-    def spec(self, dtype: object, search: EncodeConfig | None = None) -> CodesSpec:
-        """What codes of this model are, for the store and the stream; the model must have been saved."""
+    def spec(self, dtype: object, search: EncodeConfig | None = None, **notes: Any) -> CodesSpec:
+        """What codes of this model are, for the store and the stream; the model must have been saved.
+
+        Args:
+            dtype: element type of the source.
+            search: A, B and T in place of the model's own.
+            notes: more for the field that says how they were encoded.
+        """
         if self.header is None:
             raise UsageError("save the model first: codes name the model that made them")
         encoder = (search or self.search.fast).model_dump()
-        encoder |= {"device": self.plan.device.type, "precision": self.plan.precision}
+        encoder |= {"device": self.plan.device.type, "precision": self.plan.precision} | notes
         c = self.config
-        return CodesSpec(model=self.header.fingerprint, D=c.D, M=c.M, K=c.K, dtype=str(dtype), encoder=encoder)
+        sizes = {"D": c.D, "M": c.M, "K": c.K, "ivf_K": c.ivf_K}
+        return CodesSpec(model=self.header.fingerprint, **sizes, dtype=str(dtype), encoder=encoder)
 
     def _checked(self, vectors: NDArray[Any] | Tensor) -> Tensor:
-        self._refuse_ivf()
         if isinstance(vectors, Tensor):
             v = vectors
         else:
@@ -266,9 +363,11 @@ class Codec:
             raise VectorFileError(f"row {row} holds NaN or infinity; remove it and encode again")
         return v
 
-    def _refuse_ivf(self) -> None:
-        if self.config.ivf_K:
-            raise UsageError("codes of an IVF model have list numbers, which only `codec.engine.Engine` returns so far")
+    def _checked_lists(self, lists: NDArray[Any] | Tensor, count: int) -> Tensor:
+        numbers = lists.cpu().numpy() if isinstance(lists, Tensor) else lists
+        if not self.config.ivf_K:
+            raise UsageError("this model has no IVF, so it takes no list numbers")
+        return torch.from_numpy(check_lists(numbers, count, self.config.ivf_K).astype(np.int64))
 
 
 def _as_file(vectors: NDArray[Any], path: Path) -> Path:

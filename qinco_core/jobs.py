@@ -1,13 +1,14 @@
 """Whole files and streams through a codec, in bounded memory.
 
-Shapes: n rows of a batch, D dimension, M symbols.
+Shapes: n rows of a batch, N vectors in all, D dimension, M symbols.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -16,25 +17,28 @@ from numpy.typing import NDArray
 
 from qinco_core.api import Codec
 from qinco_core.config import EncodeConfig
-from qinco_core.errors import DimensionError, StreamError, UsageError, VectorFileError
-from qinco_core.files import storage_errors
+from qinco_core.errors import DimensionError, LineageError, StreamError, UsageError, VectorFileError
+from qinco_core.files import check_output, storage_errors
 from qinco_core.progress import Progress
-from qinco_core.store import CodesSpec, StreamWriter, create_codes
+from qinco_core.store import CodeRows, CodesSpec, StreamWriter, create_codes
 from qinco_core.store.artifact import write_all
 from qinco_core.vectors import VectorFile, VectorSource, VectorWriter
 
 Codes = NDArray[np.uint8]
 Ids = NDArray[np.int64]
+Lists = NDArray[np.int32]
 
 # vectors between two looks at the progress, and codes decoded together
 _ENCODE_ROWS = {"cpu": 2048, "cuda": 1 << 16}
 _DECODE_ROWS = 1 << 14
+# first vectors that lists found by HNSW are compared with the exact ones of
+_COMPARED_ROWS = 10_000
 
 
 class CodeSink(Protocol):
-    """Takes packed codes [n, code_bytes] and their ids [n]."""
+    """Takes packed codes [n, code_bytes], their ids [n], and list numbers [n] of an IVF model."""
 
-    def append(self, codes: Codes, ids: Ids | None = None) -> None:
+    def append(self, codes: Codes, ids: Ids | None = None, lists: Lists | None = None) -> None:
         """Take n more codes."""
 
 
@@ -44,8 +48,8 @@ class RawSink:
 
     handle: BinaryIO
 
-    def append(self, codes: Codes, ids: Ids | None = None) -> None:
-        """Write n more codes; ids are not kept."""
+    def append(self, codes: Codes, ids: Ids | None = None, lists: Lists | None = None) -> None:
+        """Write n more codes; ids and list numbers are not kept."""
         with storage_errors(getattr(self.handle, "name", "the output stream")):
             write_all(self.handle, np.ascontiguousarray(codes))
             self.handle.flush()
@@ -73,6 +77,87 @@ class Rows:
         return self.ids[start:stop].astype(np.int64)
 
 
+@dataclass(frozen=True)
+class Assigner:
+    """How list numbers are found: by the codec itself (`find` is None), or by HNSW.
+
+    Attributes:
+        find: list numbers int32 [n] of vectors [n, D].
+        notes: what the codes' encoder field says of it.
+        measured: what it says once that is known; unlike `notes`, not the same in every run of a job.
+    """
+
+    find: Callable[[NDArray[Any]], Lists] | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
+    measured: dict[str, Any] = field(default_factory=dict)
+
+
+def assigner(codec: Codec, source: VectorSource, method: str, progress: Progress) -> tuple[Assigner, VectorSource]:
+    """Choose how the list numbers of an IVF model are found, and say how often HNSW agrees with the exact search.
+
+    Args:
+        codec: the model.
+        source: its first vectors are compared, at most 10,000.
+        method: "exact" or "hnsw".
+        progress: told the share of agreement.
+
+    Returns:
+        The assigner, and the source to encode from in place of the given one, which may be a stream.
+
+    Raises:
+        UsageError: no such method, or one for a model without lists.
+        DependencyError: HNSW needs Faiss, which is not installed.
+    """
+    check_assign(codec, method)
+    centroids = codec.centroids
+    if centroids is None:
+        return Assigner(), source
+    if method == "exact":
+        return Assigner(notes={"assign": method}), source
+    from qinco_core.index.coarse import Coarse
+
+    coarse = Coarse(centroids, threads=codec.plan.threads, device=codec.plan.device.type)
+    head, source = _peek(source, _ENCODE_ROWS[codec.plan.device.type])
+    share = round(coarse.agreement(head), 4)
+    progress.note(f"HNSW gives {share:.2%} of the first {len(head):,} vectors the list of the nearest centroid")
+    return Assigner(lambda v: coarse.assign(v, method="hnsw"), {"assign": method}, {"agreement": share}), source
+
+
+def check_assign(codec: Codec, method: str) -> None:
+    """Check a way to find list numbers, as `assigner` does."""
+    if method not in ("exact", "hnsw"):
+        raise UsageError(f"no way to assign lists called {method!r}; there are exact and hnsw")
+    if method != "exact" and not codec.config.ivf_K:
+        raise UsageError("this model has no lists to assign vectors to; leave --assign out")
+
+
+@dataclass(frozen=True)
+class _Peeked:
+    """A stream whose first batches have been looked at."""
+
+    name: str
+    dim: int
+    dtype: np.dtype[Any]
+    count: int | None
+    rest: Iterator[NDArray[Any]]
+
+    def batches(self, size: int) -> Iterator[NDArray[Any]]:
+        """The batches, of the size that they were looked at in."""
+        return self.rest
+
+
+def _peek(source: VectorSource, size: int) -> tuple[NDArray[Any], VectorSource]:
+    if isinstance(source, VectorFile):
+        return source.read(0, min(_COMPARED_ROWS, len(source))), source
+    batches = source.batches(size)
+    head = list(itertools.islice(batches, -(-_COMPARED_ROWS // size)))
+    if not head:
+        raise VectorFileError(f"{source.name} holds no vectors")
+    rest = itertools.chain(head, batches)
+    peeked = _Peeked(source.name, source.dim, source.dtype, source.count, rest)
+    return np.concatenate(head)[:_COMPARED_ROWS], peeked
+
+
 def encode_to_artifact(
     codec: Codec,
     rows: Rows,
@@ -80,6 +165,7 @@ def encode_to_artifact(
     *,
     search: EncodeConfig,
     progress: Progress,
+    assign: str = "exact",
     force: bool = False,
     resume: bool = False,
 ) -> str:
@@ -91,6 +177,7 @@ def encode_to_artifact(
         path: the artifact; ids are stored only if some were given.
         search: A, B, T.
         progress: told of every batch.
+        assign: how the lists of an IVF model are found, "exact" or "hnsw".
         force: overwrite an artifact, or drop an unfinished job.
         resume: continue an unfinished job.
 
@@ -99,6 +186,7 @@ def encode_to_artifact(
 
     Raises:
         DimensionError, VectorFileError, OutputExistsError, StorageError, LineageError: before or while writing.
+        UsageError, DependencyError: as of `assigner`.
     """
     source = rows.source
     check_dimension(codec, source)
@@ -107,9 +195,11 @@ def encode_to_artifact(
     stamp = source.stamp if isinstance(source, VectorFile) else source.name
     if rows.ids is not None:
         stamp += f" ids {hashlib.blake2b(np.ascontiguousarray(rows.ids).data, digest_size=16).hexdigest()}"
+    check_output(path, force=force)
+    lists, source = assigner(codec, source, assign, progress)
     writer = create_codes(
         path,
-        spec=codec.spec(source.dtype, search),
+        spec=codec.spec(source.dtype, search, **lists.notes),
         count=source.count,
         with_ids=rows.ids is not None,
         source_stamp=stamp,
@@ -117,22 +207,52 @@ def encode_to_artifact(
         force=force,
     )
     with writer:
-        _encode(codec, rows, writer, search, progress, done=writer.done, with_ids=rows.ids is not None)
+        writer.record(**lists.measured)
+        rows = replace(rows, source=source)
+        _encode(codec, rows, writer, search, progress, lists, done=writer.done, with_ids=rows.ids is not None)
     assert writer.header is not None
     return writer.header.fingerprint
 
 
 def encode_to_stream(
-    codec: Codec, rows: Rows, sink: BinaryIO, *, search: EncodeConfig, progress: Progress, raw: bool = False
+    codec: Codec,
+    rows: Rows,
+    sink: BinaryIO,
+    *,
+    search: EncodeConfig,
+    progress: Progress,
+    assign: str = "exact",
+    raw: bool = False,
 ) -> None:
-    """Encode to an Arrow stream of codes and ids, or with `raw` to bare packed symbols."""
-    source = rows.source
-    check_dimension(codec, source)
+    """Encode to an Arrow stream of codes and ids, or with `raw` to bare packed symbols.
+
+    Raises:
+        UsageError: `raw` with an IVF model; else as `encode_to_artifact`.
+    """
+    check_dimension(codec, rows.source)
     if raw:
-        _encode(codec, rows, RawSink(sink), search, progress, with_ids=False)
+        check_raw(codec)
+    lists, source = assigner(codec, rows.source, assign, progress)
+    rows = replace(rows, source=source)
+    if raw:
+        _encode(codec, rows, RawSink(sink), search, progress, lists, with_ids=False)
         return
-    with StreamWriter(sink, codec.spec(source.dtype, search), with_ids=True, count=source.count) as writer:
-        _encode(codec, rows, writer, search, progress, with_ids=True)
+    spec = codec.spec(source.dtype, search, **lists.notes, **lists.measured)
+    with StreamWriter(sink, spec, with_ids=True, count=source.count) as writer:
+        _encode(codec, rows, writer, search, progress, lists, with_ids=True)
+
+
+def check_raw(codec: Codec) -> None:
+    """Check that bare symbols are all there is to this model's codes.
+
+    Raises:
+        UsageError: it is an IVF model.
+    """
+    if codec.config.ivf_K:
+        raise UsageError(
+            "--raw is bare symbols, but this is an IVF model, whose codes are of no use without their list numbers: "
+            "leave --raw out, an artifact or a stream has both"
+        )
 
 
 def _encode(
@@ -141,6 +261,7 @@ def _encode(
     sink: CodeSink,
     search: EncodeConfig,
     progress: Progress,
+    lists: Assigner,
     *,
     done: int = 0,
     with_ids: bool,
@@ -151,8 +272,8 @@ def _encode(
     if done and isinstance(source, VectorFile):
         source = source.section(done, len(source))
     for v in source.batches(_ENCODE_ROWS[codec.plan.device.type]):
-        codes = codec.pack(codec.encode(v, search=search))
-        sink.append(codes, rows.row_ids(done, done + len(v)) if with_ids else None)
+        codes = codec.encode(v, search=search, lists=None if lists.find is None else lists.find(v))
+        sink.append(*codec.pack_rows(codes, rows.row_ids(done, done + len(v)) if with_ids else None))
         done += len(v)
         progress.advance(len(v))
     progress.end()
@@ -162,38 +283,42 @@ def _encode(
 
 def decode_to(
     codec: Codec,
-    batches: Iterator[Codes],
+    batches: Iterator[CodeRows],
     writer: VectorWriter,
     *,
     steps: int | None,
     count: int | None,
     progress: Progress,
 ) -> int:
-    """Decode packed codes batch by batch into a writer of vectors; returns how many there were."""
+    """Decode rows of codes batch by batch into a writer of vectors; returns how many there were."""
     progress.begin("decoding", count, "vectors")
     done = 0
-    for packed in batches:
-        for part in np.array_split(packed, max(1, -(-len(packed) // _DECODE_ROWS))):
-            writer.append(codec.decode(codec.unpack(part), steps=steps))
-        done += len(packed)
-        progress.advance(len(packed))
+    for rows in batches:
+        n = len(rows.codes)
+        for at in range(0, n, _DECODE_ROWS):
+            writer.append(codec.decode(codec.unpack_rows(rows.cut(at, at + _DECODE_ROWS)), steps=steps))
+        done += n
+        progress.advance(n)
     progress.end()
     return done
 
 
-def read_raw(handle: BinaryIO, code_bytes: int, name: str) -> Iterator[Codes]:
+def read_raw(codec: Codec, handle: BinaryIO, name: str) -> Iterator[CodeRows]:
     """Bare packed symbols, batch by batch.
 
     Raises:
         StreamError: it does not end at the end of a code.
+        UsageError: the model is an IVF model, whose codes cannot be bare symbols.
     """
+    check_raw(codec)
+    code_bytes = codec.config.code_bytes
     while data := _read_exactly(handle, code_bytes * _DECODE_ROWS):
         if len(data) % code_bytes:
             raise StreamError(
                 f"{name} ends inside a code: {len(data) % code_bytes} bytes are left of codes of {code_bytes} bytes; "
                 "it was cut, or is of another model"
             )
-        yield np.frombuffer(data, np.uint8).reshape(-1, code_bytes)
+        yield CodeRows(np.frombuffer(data, np.uint8).reshape(-1, code_bytes))
 
 
 def _read_exactly(handle: BinaryIO, size: int) -> bytes:
@@ -253,11 +378,9 @@ def estimate(
     return Estimate(count, bytes_per_vector, output, rate, None if count is None else count / rate, memory)
 
 
-def code_batches(source: Any) -> Iterator[Codes]:
-    """The codes of an open artifact or stream, without their ids."""
-    pairs = source.batches(_DECODE_ROWS) if hasattr(source, "batches") else iter(source)
-    for codes, _ in pairs:
-        yield codes
+def code_batches(source: Any) -> Iterator[CodeRows]:
+    """The rows of an open artifact or stream, batch by batch."""
+    yield from source.batches(_DECODE_ROWS) if hasattr(source, "batches") else source
 
 
 def check_codes(codec: Codec, spec: CodesSpec, name: str) -> None:
@@ -270,3 +393,5 @@ def check_codes(codec: Codec, spec: CodesSpec, name: str) -> None:
 
     assert codec.header is not None
     check_lineage(spec, codec.header, codes=name)
+    if spec.ivf_K != codec.config.ivf_K:
+        raise LineageError(f"{name} have {spec.ivf_K} lists, but their model has {codec.config.ivf_K}; encode again")

@@ -8,6 +8,7 @@ K codewords, m symbols so far, E embedding width.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -22,6 +23,8 @@ from qinco_core.config import EncodeConfig
 # network rows evaluated at once by one core, so that a hidden layer (4096 × 256 × 2 bytes) stays in its
 # cache; a GPU wants as many as fit
 _ROWS = {"cpu": 4096, "cuda": 1 << 19}
+# vectors and centroids compared at once by one core: 4 MiB of distances
+_BLOCK = {"cpu": 1024, "cuda": 1 << 14}
 # codewords whose scores are first looked at together when the best pairs are picked
 _GROUP = 16
 
@@ -43,26 +46,36 @@ class Engine:
         start = network.centroids if network.codebook0 is None else network.codebook0
         assert start is not None
         self._start = start.detach().float().to(device)
-        self._start_norm = self._start.square().sum(1)
         self._steps = [StepTables(step, plan) for step in network.steps if isinstance(step, Step)]
 
+    @cached_property
+    def _start_norm(self) -> Tensor:
+        return self._start.square().sum(1)
+
     @torch.no_grad()
-    def encode(self, v_ND: Tensor, search: EncodeConfig) -> tuple[Tensor, Tensor | None]:
+    def encode(self, v_ND: Tensor, search: EncodeConfig, lists_N: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Encode vectors by pre-selection and beam search (method §3, §8.2).
 
         Args:
             v_ND: vectors, not normalised, any real dtype [N, D].
             search: A, B and T. With T > 0 the T best (beam, codeword) pairs of all beams are evaluated.
+            lists_N: for an IVF model, list numbers [N] to encode with; the nearest centroids by default.
 
         Returns:
             Symbols int64 [N, M] on the CPU, and list numbers int64 [N] for an IVF model (else None).
         """
         pairs = search.B * self.config.K if self._exhaustive(search) else search.T or search.A * search.B
-        rows = max(1, _ROWS[self.plan.device.type] // pairs)
-        codes = self._map(lambda v: self._encode_rows(v, search), v_ND, rows)
-        if self.config.ivf_K:
-            return codes[:, 1:], codes[:, 0]
-        return codes, None
+        size = max(1, _ROWS[self.plan.device.type] // pairs)
+        if not self.config.ivf_K:
+            return self._map(lambda v: self._encode_rows(v, search), [v_ND], size), None
+        lists = self.assign(v_ND) if lists_N is None else lists_N.long().cpu()
+        return self._map(lambda v, k: self._encode_rows(v, search, k), [v_ND, lists], size), lists
+
+    @torch.no_grad()
+    def assign(self, v_ND: Tensor) -> Tensor:
+        """The nearest coarse centroid of vectors [N, D], not normalised: list numbers int64 [N] on the CPU."""
+        block = _BLOCK[self.plan.device.type]
+        return self._map(lambda v: self._nearest(v, block), [v_ND], block)
 
     @torch.no_grad()
     def decode(self, codes_NM: Tensor, steps: int | None = None, lists_N: Tensor | None = None) -> Tensor:
@@ -75,22 +88,36 @@ class Engine:
         """
         codes = codes_NM[:, :steps].long()
         if lists_N is not None:
-            codes = torch.cat([lists_N.long()[:, None], codes], dim=1)
-        return self._map(self._decode_rows, codes, _ROWS[self.plan.device.type])
+            codes = torch.cat([lists_N.to(codes)[:, None], codes], dim=1)
+        return self._map(self.decode_rows, [codes], _ROWS[self.plan.device.type])
 
-    def _map(self, work: Callable[[Tensor], Tensor], rows: Tensor, size: int) -> Tensor:
+    def _map(self, work: Callable[..., Tensor], rows: list[Tensor], size: int) -> Tensor:
         return map_rows(work, rows, size, self.plan)
+
+    def _nearest(self, v_ND: Tensor, block: int) -> Tensor:
+        x = (v_ND.float() - self._mean) / self._std
+        least, nearest = x.new_full((len(x),), torch.inf), torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        for first in range(0, self.config.ivf_K, block):
+            centroids, norm = self._start[first : first + block], self._start_norm[first : first + block]
+            distance, k = torch.addmm(norm, x, centroids.T, alpha=-2).min(1)
+            nearest = torch.where(distance < least, k + first, nearest)
+            least = torch.minimum(distance, least)
+        return nearest
 
     def _exhaustive(self, search: EncodeConfig) -> bool:
         return search.A == 0 or not self.config.preselect
 
-    def _encode_rows(self, v_ND: Tensor, search: EncodeConfig) -> Tensor:
+    def _encode_rows(self, v_ND: Tensor, search: EncodeConfig, lists_N: Tensor | None = None) -> Tensor:
         x = (v_ND.float() - self._mean) / self._std
-        distance = torch.addmm(self._start_norm, x, self._start.T, alpha=-2)
-        width = 1 if self.config.ivf_K or not self._steps else min(search.B, self.config.K)
-        k = distance.topk(width, dim=1, largest=False, sorted=False).indices
-        xhat = self._start[k]
-        codes = k[..., None]
+        if lists_N is not None:
+            xhat = self._start[lists_N[:, None]]
+            codes = lists_N.new_zeros(len(x), 1, 0)
+        else:
+            distance = torch.addmm(self._start_norm, x, self._start.T, alpha=-2)
+            width = min(search.B, self.config.K) if self._steps else 1
+            k = distance.topk(width, dim=1, largest=False, sorted=False).indices
+            xhat = self._start[k]
+            codes = k[..., None]
         for m, step in enumerate(self._steps, start=1):
             keep = search.B if m < len(self._steps) else 1
             xhat, codes = self._extend(step, x, xhat, codes, search, keep)
@@ -128,7 +155,12 @@ class Engine:
         codes = torch.cat([codes_NBm.flatten(0, 1).index_select(0, beam), k[:, None]], dim=1)
         return xhat.view(N, keep, xhat.shape[1]), codes.view(N, keep, codes.shape[1])
 
-    def _decode_rows(self, codes_Nm: Tensor) -> Tensor:
+    def decode_rows(self, codes_Nm: Tensor) -> Tensor:
+        """Decode a few thousand codes at most, on this thread and the plan's device: float32 [N, D].
+
+        Args:
+            codes_Nm: symbols, after the list numbers of an IVF model, int64 on the plan's device.
+        """
         xhat = self._start.index_select(0, codes_Nm[:, 0])
         for step, k in zip(self._steps, codes_Nm[:, 1:].T, strict=False):
             k = k.contiguous()

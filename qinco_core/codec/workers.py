@@ -70,22 +70,23 @@ class _Setting:
 _setting = _Setting()
 
 
-def map_rows(work: Callable[[Tensor], Tensor], rows: Tensor, size: int, plan: Plan) -> Tensor:
+def map_rows(work: Callable[..., Tensor], rows: Sequence[Tensor], size: int, plan: Plan) -> Tensor:
     """Apply `work` to chunks of rows and join the results on the CPU, in order.
 
     Args:
-        work: from a chunk on the plan's device to a tensor with as many rows; called by several threads.
-        rows: [N, ...], on any device.
+        work: from a chunk of each of `rows`, on the plan's device, to a tensor with as many rows; called by
+            several threads.
+        rows: one or more tensors [N, ...], on any device.
         size: rows of a chunk, at most.
         plan: where to run, and on how many threads.
     """
-    size = max(1, min(size, -(-len(rows) // plan.threads)))
+    size = max(1, min(size, -(-len(rows[0]) // plan.threads)))
 
-    def task(chunk: Tensor) -> Tensor:
+    def task(chunks: tuple[Tensor, ...]) -> Tensor:
         with torch.no_grad():
-            return work(chunk.to(plan.device)).cpu()
+            return work(*(chunk.to(plan.device) for chunk in chunks)).cpu()
 
-    return torch.cat(run_parallel(task, rows.split(size), plan))
+    return torch.cat(run_parallel(task, list(zip(*(part.split(size) for part in rows), strict=True)), plan))
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""The rate-distortion picture: bytes per vector against error."""
+"""Pictures: bytes per vector against error, and recall against queries per second."""
 
 from __future__ import annotations
 
@@ -82,6 +82,84 @@ def draw_rate_distortion(curves: Sequence[Curve], path: str | Path, title: str, 
             plt.close(figure)
 
 
+@dataclass(frozen=True)
+class RateCurve:
+    """One index in the picture of recall and rate: its operating points, in order of recall.
+
+    Attributes:
+        name: how it is called in the legend.
+        recall: R@k of each point, 0 to 1.
+        rate: queries per second of each point.
+        emphasised: drawn in front, bold.
+    """
+
+    name: str
+    recall: tuple[float, ...]
+    rate: tuple[float, ...]
+    emphasised: bool = False
+
+
+def draw_recall_rate(
+    curves: Sequence[RateCurve],
+    path: str | Path,
+    title: str,
+    *,
+    at: int,
+    chosen: int | None = None,
+    force: bool = False,
+) -> None:
+    """Draw queries per second, logarithmic, over recall, as a PNG; up and to the right is better.
+
+    Args:
+        curves: one or more, of one point or more each.
+        path: the PNG to write.
+        title: what was searched for what.
+        at: the k of R@k.
+        chosen: which point of the first curve to ring.
+        force: replace the file if it exists.
+
+    Raises:
+        DependencyError: Matplotlib is not installed.
+        OutputExistsError: the file exists and `force` is false.
+        StorageError: it cannot be written.
+        UsageError: there is no curve, or one without points or with a rate that is not positive.
+    """
+    _check_rates(curves)
+    plt = import_pyplot()
+    from matplotlib import ticker
+
+    with plt.rc_context(_STYLE), atomic_output(path, force=force) as temporary:
+        figure, axes = plt.subplots(figsize=(7.2, 4.6), dpi=160, layout="constrained")
+        try:
+            for curve, look in zip(curves, _looks([c.emphasised for c in curves]), strict=True):
+                axes.plot(curve.recall, curve.rate, label=curve.name, markersize=5, **look)
+            if chosen is not None:
+                place = curves[0].recall[chosen], curves[0].rate[chosen]
+                axes.plot(*place, "o", markersize=13, markerfacecolor="none", markeredgecolor=_INK, zorder=5)
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(_log_ticks([rate for curve in curves for rate in curve.rate]))
+            axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda rate, _: _number(rate)))
+            axes.yaxis.set_minor_locator(ticker.NullLocator())
+            axes.set_xlabel(f"R@{at}")
+            axes.set_ylabel("queries per second")
+            axes.tick_params(length=0, which="both", pad=6)
+            axes.set_title(title, loc="left", fontsize=12, fontweight="bold", pad=12)
+            axes.legend(frameon=False)
+            figure.savefig(temporary, format="png")
+        finally:
+            plt.close(figure)
+
+
+def _check_rates(curves: Sequence[RateCurve]) -> None:
+    if not curves:
+        raise UsageError("no curves to draw; give at least one")
+    for curve in curves:
+        if not curve.rate or len(curve.rate) != len(curve.recall):
+            raise UsageError(f"{curve.name}: {len(curve.recall)} recalls, {len(curve.rate)} rates; pair them up")
+        if not all(0 < rate < float("inf") for rate in curve.rate):
+            raise UsageError(f"{curve.name}: rates must be positive to be drawn")
+
+
 def _check(curves: Sequence[Curve]) -> None:
     if not curves:
         raise UsageError("no curves to draw; give at least one")
@@ -93,18 +171,25 @@ def _check(curves: Sequence[Curve]) -> None:
 
 
 def _draw_curves(axes: Any, curves: Sequence[Curve]) -> list[str]:
-    colours, plain = [], 0
-    for curve in curves:
-        if curve.emphasised:
-            colour, look = _OURS, {"marker": "o", "linewidth": 2.6, "markersize": 7, "zorder": 4}
+    looks = _looks([curve.emphasised for curve in curves])
+    for curve, look in zip(curves, looks, strict=True):
+        axes.plot(curve.bytes, curve.mse, markersize=7, clip_on=False, **look)
+    return [look["color"] for look in looks]
+
+
+def _looks(emphasised: Sequence[bool]) -> list[dict[str, Any]]:
+    """How each curve is drawn: the emphasised ones in front, bold; the others told apart by colour and marker."""
+    looks: list[dict[str, Any]] = []
+    plain = 0
+    for ours in emphasised:
+        if ours:
+            look: dict[str, Any] = {"color": _OURS, "marker": "o", "linewidth": 2.6, "zorder": 4}
         else:
-            colour = _COLOURS[plain % len(_COLOURS)]
-            marker = _MARKERS[plain % len(_MARKERS)]
-            look = {"marker": marker, "linewidth": 1.4, "markersize": 7, "zorder": 3}
+            colour, marker = _COLOURS[plain % len(_COLOURS)], _MARKERS[plain % len(_MARKERS)]
+            look = {"color": colour, "marker": marker, "linewidth": 1.4, "zorder": 3}
             plain += 1
-        axes.plot(curve.bytes, curve.mse, color=colour, markeredgecolor="white", clip_on=False, **look)
-        colours.append(colour)
-    return colours
+        looks.append(look | {"markeredgecolor": "white"})
+    return looks
 
 
 def _scale(axes: Any, curves: Sequence[Curve]) -> None:
@@ -119,7 +204,7 @@ def _scale(axes: Any, curves: Sequence[Curve]) -> None:
     axes.xaxis.set_minor_locator(ticker.NullLocator())
     errors = [error for curve in curves for error in curve.mse]
     axes.set_ylim(min(errors) * 0.9, max(errors) * 1.1)
-    axes.yaxis.set_major_locator(_error_ticks(errors))
+    axes.yaxis.set_major_locator(_log_ticks(errors))
     axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda error, _: _number(error)))
     axes.yaxis.set_minor_locator(ticker.NullLocator())
     axes.grid(axis="x", visible=False)
@@ -138,11 +223,11 @@ def _spread_ticks(sizes: Sequence[float]) -> list[float]:
     return sorted(ticks)
 
 
-def _error_ticks(errors: Sequence[float]) -> Any:
-    """Which errors get a line: even steps over a narrow range, fewer per power of ten over a wide one."""
+def _log_ticks(values: Sequence[float]) -> Any:
+    """Which values get a line: even steps over a narrow range, fewer per power of ten over a wide one."""
     from matplotlib import ticker
 
-    decades = math.log10(max(errors) / min(errors))
+    decades = math.log10(max(values) / min(values))
     if decades < 0.3:
         return ticker.MaxNLocator(5)
     if decades < 1.2:

@@ -29,8 +29,12 @@ class Coder(Protocol):
 
     config: ModelConfig
 
+    @property
+    def bytes_per_vector(self) -> float:
+        """Bytes of a code, with its list number if it has one."""
+
     def encode(self, vectors: Array, *, search: EncodeConfig | None = None) -> Array:
-        """Symbols [N, M] of vectors [N, D]."""
+        """Symbols of vectors [N, D]: [N, M], or with an IVF [N, 1 + M], list number first."""
 
     def decode(self, codes: Array, *, steps: int | None = None) -> Array:
         """Vectors float32 [N, D] of symbols."""
@@ -42,7 +46,7 @@ class Quality:
 
     Attributes:
         name: of the quantizer.
-        bytes: of a code.
+        bytes: of a code, with its list number if it has one.
         mse: mean over vectors of the squared error, summed over dimensions.
         relative_mse: mse over the same of the mean vector.
         prefix_mse: mse after 1, 2, ... symbols.
@@ -119,7 +123,7 @@ def measure(
         name: for the figures.
         search: A, B, T; None: the codec's own.
         progress: told of every batch.
-        codes: symbols [n, M] by batches, in place of encoding.
+        codes: symbols by batches, as `Coder.encode` gives them, in place of encoding.
         queries: for recall.
 
     Raises:
@@ -143,7 +147,7 @@ def measure(
     progress.end()
     return Quality(
         name=name,
-        bytes=codec.config.code_bytes,
+        bytes=codec.bytes_per_vector,
         mse=errors[-1].mse,
         relative_mse=errors[-1].relative,
         prefix_mse=[error.mse for error in errors],

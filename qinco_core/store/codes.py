@@ -1,4 +1,4 @@
-"""Artifact kind *codes*: packed codes of N vectors, with optional ids and a digest for every chunk."""
+"""Artifact kind *codes*: packed codes of N vectors, with optional ids and lists, and a digest for every chunk."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from qinco_core.store.artifact import (
     open_artifact,
 )
 from qinco_core.store.journal import Job, Journal, chunk_digest, open_journal
-from qinco_core.store.spec import Codes, CodesSpec, ContentHash, Ids, check_rows
+from qinco_core.store.lists import Lists, list_bits, list_bytes, unpack_lists
+from qinco_core.store.spec import CodeRows, Codes, CodesSpec, ContentHash, Ids, check_rows
 
 KIND = "codes"
 CHUNK_ROWS = 16384
@@ -51,9 +52,12 @@ class CodesWriter:
         self.header: Header | None = None
         self._journal = journal
         self._force = force
-        self._hash = ContentHash(with_ids=job.with_ids)
-        self._codes = np.empty((job.chunk_rows, spec.code_bytes), np.uint8)
-        self._ids = np.empty(job.chunk_rows, "<i8") if job.with_ids else None
+        self._hash = ContentHash(with_ids=job.with_ids, with_lists=spec.ivf_K > 0)
+        self._chunk = CodeRows(
+            np.empty((job.chunk_rows, spec.code_bytes), np.uint8),
+            np.empty(job.chunk_rows, "<i8") if job.with_ids else None,
+            np.empty(job.chunk_rows, "<i4") if spec.ivf_K else None,
+        )
         self._held = 0
         journal.recover(self._hash.update)
         self.done = self._hash.count
@@ -61,30 +65,40 @@ class CodesWriter:
     def __len__(self) -> int:
         return self._hash.count + self._held
 
-    def append(self, codes: Codes, ids: ArrayLike | None = None) -> None:
-        """Add rows: packed codes uint8 [n, code_bytes], ids of integers [n] if the file has ids.
+    def append(self, codes: Codes, ids: ArrayLike | None = None, lists: ArrayLike | None = None) -> None:
+        """Add rows.
+
+        Args:
+            codes: packed, uint8 [n, code_bytes].
+            ids: integers [n], if the file has ids.
+            lists: list numbers [n], if the model has lists.
 
         Raises:
             DimensionError: a shape does not fit.
             StorageError: the disk is full; whole chunks stay.
-            UsageError: a dtype does not fit, ids are missing, or there are more rows than announced.
+            UsageError: a dtype or list number does not fit, something is missing, or there are more rows
+                than announced.
         """
-        codes, rows = check_rows(codes, ids, self.spec, with_ids=self._ids is not None)
-        count = self._journal.job.count
-        if count is not None and len(self) + len(codes) > count:
-            raise UsageError(f"{self.path} was announced with {count} codes; more than that came")
-        while len(codes):
-            taken = min(len(codes), len(self._codes) - self._held)
-            held = slice(self._held, self._held + taken)
-            self._codes[held] = codes[:taken]
-            if self._ids is not None and rows is not None:
-                self._ids[held], rows = rows[:taken], rows[taken:]
-            codes = codes[taken:]
+        job = self._journal.job
+        rows = check_rows(codes, ids, lists, self.spec, with_ids=job.with_ids)
+        n, at = len(codes), 0
+        if job.count is not None and len(self) + n > job.count:
+            raise UsageError(f"{self.path} was announced with {job.count} codes; more than that came")
+        while at < n:
+            taken = min(n - at, job.chunk_rows - self._held)
+            for held, part in zip(self._chunk, rows, strict=True):
+                if held is not None and part is not None:
+                    held[self._held : self._held + taken] = part[at : at + taken]
+            at += taken
             self._held += taken
-            if self._held == len(self._codes):
-                self._journal.append(self._codes, self._ids)
-                self._hash.update(self._codes, self._ids)
+            if self._held == job.chunk_rows:
+                self._journal.append(self._chunk)
+                self._hash.update(self._chunk)
                 self._held = 0
+
+    def record(self, **figures: Any) -> None:
+        """Add figures to the encoder's field that are known only now, and do not tell one job from another."""
+        self.spec = self.spec.model_copy(update={"encoder": {**self.spec.encoder, **figures}})
 
     def commit(self) -> Header:
         """Write the finished file and put it in place; the with-block's normal end does this.
@@ -109,29 +123,28 @@ class CodesWriter:
         return out.header
 
     def _write(self, out: ArtifactWriter) -> None:
-        total, marks = len(self), list(self._journal.digests)
-        codes_data = out.dataset("codes", (total, self.spec.code_bytes), np.uint8)
-        ids_data = out.dataset("ids", (total,), "<i8") if self._ids is not None else None
-        row = 0
-        for codes, ids in self._chunks():
-            out.write(codes_data, codes, row)
-            if ids is not None:
-                out.write(ids_data, ids, row)
-            row += len(codes)
+        total, spec, marks = len(self), self.spec, list(self._journal.digests)
+        datasets = [out.dataset("codes", (total, spec.code_bytes), np.uint8)]
+        if self._journal.job.with_ids:
+            datasets.append(out.dataset("ids", (total,), "<i8"))
+        if spec.ivf_K:
+            datasets.append(out.dataset("lists", (list_bytes(total, spec.ivf_K),), np.uint8))
+        at = [0] * len(datasets)
+        for rows in self._chunks():
+            for i, part in enumerate(rows.stored(spec.ivf_K)):
+                out.write(datasets[i], part, at[i])
+                at[i] += len(part)
         if self._held:
-            tail = self._tail()
-            self._hash.update(*tail)
+            tail = self._chunk.cut(0, self._held)
+            self._hash.update(tail)
             self._held = 0
-            marks.append(chunk_digest(*tail))
+            marks.append(chunk_digest(tail.stored(spec.ivf_K)))
         marks_data = out.dataset("digests", (len(marks), DIGEST_BYTES), np.uint8)
         out.write(marks_data, np.frombuffer(b"".join(marks), np.uint8).reshape(-1, DIGEST_BYTES))
 
-    def _chunks(self) -> Iterator[tuple[Codes, Ids | None]]:
+    def _chunks(self) -> Iterator[CodeRows]:
         yield from self._journal.chunks()
-        yield self._tail()
-
-    def _tail(self) -> tuple[Codes, Ids | None]:
-        return self._codes[: self._held], None if self._ids is None else self._ids[: self._held]
+        yield self._chunk.cut(0, self._held)
 
     def __enter__(self) -> Self:
         return self
@@ -171,10 +184,10 @@ def create_codes(
         LineageError: the unfinished job is of another model, source or encoder, and `force` is false.
         ArtifactError: what is in its place is no unfinished job, and `force` is false.
         StorageError: the disk is full or read-only.
-        UsageError: `chunk_rows` is not positive.
+        UsageError: `chunk_rows` is not positive, or with lists not a multiple of 8.
     """
-    if chunk_rows < 1:
-        raise UsageError(f"chunk_rows is {chunk_rows}; it is at least 1")
+    if chunk_rows < 1 or (spec.ivf_K and chunk_rows % 8):  # the bits of a chunk's lists are whole bytes
+        raise UsageError(f"chunk_rows is {chunk_rows}; it is at least 1, and of an IVF model a multiple of 8")
     path = check_output(path, force=force)
     job = Job(spec.fields(), count, with_ids, source_stamp, chunk_rows)
     journal = open_journal(partial_path(path), job, resume=resume, force=force)
@@ -195,6 +208,7 @@ class CodesFile:
         self.chunk_rows = int(header.config["chunk_rows"])
         self._codes = file["codes"]
         self._ids = file.get("ids")
+        self._lists = file["lists"] if self.spec.ivf_K else None
         self._digests = file["digests"]
         self._check_layout()
 
@@ -207,6 +221,10 @@ class CodesFile:
         ]
         if self._ids is not None:
             wanted.append((self._ids, (count,), "<i8"))
+        if self._lists is not None:
+            wanted.append((self._lists, (list_bytes(count, self.spec.ivf_K),), "u1"))
+            if self.chunk_rows % 8:
+                raise ArtifactError(f"{self.path} is corrupted: chunks of {self.chunk_rows} rows; make it again")
         for data, shape, dtype in wanted:
             if data.shape != shape or data.dtype != np.dtype(dtype) or data.nbytes > self.path.stat().st_size:
                 found = f"{data.name} is {data.dtype} {data.shape}, not {dtype} {shape}"
@@ -225,38 +243,68 @@ class CodesFile:
         """Number of chunks."""
         return int(self._digests.shape[0])
 
-    def chunk(self, number: int) -> tuple[Codes, Ids | None]:
-        """Codes [n, code_bytes] and ids [n] of one chunk, checked.
+    @property
+    def with_lists(self) -> bool:
+        """Whether the codes carry list numbers, as those of an IVF model do."""
+        return self._lists is not None
+
+    def chunk(self, number: int) -> CodeRows:
+        """One chunk, checked.
 
         Raises:
             ArtifactError: the chunk is corrupted.
         """
         begin, end = number * self.chunk_rows, min((number + 1) * self.chunk_rows, len(self))
         with damage_is_error(self.path):
-            codes: Codes = self._codes[begin:end]
-            ids: Ids | None = None if self._ids is None else self._ids[begin:end]
-            mark = self._digests[number].tobytes()
-        if chunk_digest(codes, ids) != mark:
-            raise ArtifactError(
-                f"{self.path} is corrupted in rows {begin} to {end - 1}; copy it again, or encode again"
-            )
-        return codes, ids
+            parts = [self._codes[begin:end]]
+            if self._ids is not None:
+                parts.append(self._ids[begin:end])
+            if self._lists is not None:
+                first = begin * list_bits(self.spec.ivf_K) // 8
+                parts.append(self._lists[first : first + list_bytes(end - begin, self.spec.ivf_K)])
+            if chunk_digest(parts) != self._digests[number].tobytes():
+                raise ArtifactError(
+                    f"{self.path} is corrupted in rows {begin} to {end - 1}; copy it again, or encode again"
+                )
+            lists = unpack_lists(parts[-1], end - begin, self.spec.ivf_K) if self.with_lists else None
+        return CodeRows(parts[0], parts[1] if self.with_ids else None, lists)
 
-    def read(self, start: int, stop: int) -> Codes:
-        """Packed codes uint8 [n, code_bytes] of rows start to stop (exclusive).
+    def rows(self, start: int, stop: int) -> CodeRows:
+        """Rows start to stop (exclusive): packed codes, ids and list numbers.
 
         Raises:
             ArtifactError: a chunk with such a row is corrupted.
             UsageError: there are no such rows.
         """
-        return self._rows(start, stop)[0]
+        if not 0 <= start <= stop <= len(self):
+            raise UsageError(f"{self.path} has rows 0 to {len(self)}; there is no range {start} to {stop}")
+        first = start // self.chunk_rows
+        chunks = [self.chunk(number) for number in range(first, -(-stop // self.chunk_rows))]
+        if start == stop or not chunks:
+            return self._none()
+        return CodeRows.joined(chunks).cut(start - first * self.chunk_rows, stop - first * self.chunk_rows)
+
+    def _none(self) -> CodeRows:
+        return CodeRows(
+            np.empty((0, self.spec.code_bytes), np.uint8),
+            np.empty(0, np.int64) if self.with_ids else None,
+            np.empty(0, np.int32) if self.with_lists else None,
+        )
+
+    def read(self, start: int, stop: int) -> Codes:
+        """Packed codes uint8 [n, code_bytes] of rows start to stop (exclusive); errors as of `rows`."""
+        return self.rows(start, stop).codes
 
     def ids(self, start: int, stop: int) -> Ids | None:
-        """Ids int64 [n] of rows start to stop (exclusive), None if there are none; errors as of `read`."""
-        return self._rows(start, stop)[1]
+        """Ids int64 [n] of rows start to stop (exclusive), None if there are none; errors as of `rows`."""
+        return self.rows(start, stop).ids
 
-    def batches(self, size: int) -> Iterator[tuple[Codes, Ids | None]]:
-        """All rows in order, at most `size` at a time: codes uint8 [n, code_bytes], ids int64 [n] or None.
+    def lists(self, start: int, stop: int) -> Lists | None:
+        """List numbers int32 [n] of rows start to stop (exclusive), None if there are none; errors as of `rows`."""
+        return self.rows(start, stop).lists
+
+    def batches(self, size: int) -> Iterator[CodeRows]:
+        """All rows in order, at most `size` at a time.
 
         Raises:
             ArtifactError: a chunk is corrupted.
@@ -266,9 +314,9 @@ class CodesFile:
             raise UsageError(f"a batch of {size} codes cannot be; use 1 or more")
         span = self.chunk_rows * -(-size // self.chunk_rows)  # whole chunks, so that none is read twice
         for begin in range(0, len(self), span):
-            codes, ids = self._rows(begin, min(begin + span, len(self)))
-            for at in range(0, len(codes), size):
-                yield codes[at : at + size], None if ids is None else ids[at : at + size]
+            rows = self.rows(begin, min(begin + span, len(self)))
+            for at in range(0, len(rows.codes), size):
+                yield rows.cut(at, at + size)
 
     def mapped(self) -> NDArray[np.uint8]:
         """All packed codes [N, code_bytes] as a read-only memory map, unchecked (`verify` checks)."""
@@ -278,23 +326,6 @@ class CodesFile:
         if offset is None:
             raise ArtifactError(f"{self.path} has codes that are not contiguous; encode again with qinco")
         return np.memmap(self.path, np.uint8, "r", offset, self._codes.shape)
-
-    def _rows(self, start: int, stop: int) -> tuple[Codes, Ids | None]:
-        if not 0 <= start <= stop <= len(self):
-            raise UsageError(f"{self.path} has rows 0 to {len(self)}; there is no range {start} to {stop}")
-        first = start // self.chunk_rows
-        parts = [self.chunk(number) for number in range(first, -(-stop // self.chunk_rows))]
-        if start == stop or not parts:
-            empty = np.empty((0, self.spec.code_bytes), np.uint8)
-            return empty, np.empty(0, np.int64) if self.with_ids else None
-        cut = slice(start - first * self.chunk_rows, stop - first * self.chunk_rows)
-        codes = _joined([part[0] for part in parts])[cut]
-        ids = _joined([part[1] for part in parts if part[1] is not None])[cut] if self.with_ids else None
-        return codes, ids
-
-
-def _joined(parts: list[NDArray[Any]]) -> NDArray[Any]:
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 @contextlib.contextmanager

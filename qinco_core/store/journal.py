@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from qinco_core.errors import ArtifactError, LineageError, OutputExistsError
 from qinco_core.files import storage_errors
 from qinco_core.store.artifact import DIGEST_BYTES, canonical_json, write_all
-from qinco_core.store.spec import Codes, Ids
+from qinco_core.store.lists import list_bytes, unpack_lists
+from qinco_core.store.spec import CodeRows
 
 _MAGIC = b"qinco partial codes 1\n"
 
@@ -37,16 +39,22 @@ class Job:
     chunk_rows: int
 
     @property
+    def ivf_K(self) -> int:
+        """Lists of the model; 0: the codes have no list numbers."""
+        return int(self.spec.get("ivf_K", 0))
+
+    @property
     def chunk_bytes(self) -> int:
-        """Bytes of one chunk: its codes, then its ids."""
-        return int(self.chunk_rows * (self.spec["code_bytes"] + 8 * self.with_ids))
+        """Bytes of one chunk: its codes, its ids, the bits of its list numbers."""
+        rows = self.chunk_rows
+        return int(rows * (self.spec["code_bytes"] + 8 * self.with_ids)) + list_bytes(rows, self.ivf_K)
 
 
-def chunk_digest(codes: Codes, ids: Ids | None) -> bytes:
-    """BLAKE2b-128 of a chunk's codes followed by its ids."""
-    state = hashlib.blake2b(np.ascontiguousarray(codes).data, digest_size=DIGEST_BYTES)
-    if ids is not None:
-        state.update(np.ascontiguousarray(ids, dtype="<i8").data)
+def chunk_digest(parts: list[NDArray[Any]]) -> bytes:
+    """BLAKE2b-128 of a chunk as `CodeRows.stored` gives it."""
+    state = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    for part in parts:
+        state.update(part.data)
     return state.digest()
 
 
@@ -60,36 +68,35 @@ class Journal:
         self._handle = handle
         self._start = start
 
-    def append(self, codes: Codes, ids: Ids | None) -> None:
+    def append(self, rows: CodeRows) -> None:
         """Append one whole chunk and wait until the disk has it.
 
         Raises:
             StorageError: the disk is full; the chunks before stay.
         """
-        mark = chunk_digest(codes, ids)
+        parts = rows.stored(self.job.ivf_K)
+        mark = chunk_digest(parts)
         with storage_errors(self.path):
             self._handle.seek(self._offset(len(self.digests)))
-            write_all(self._handle, np.ascontiguousarray(codes).reshape(-1))
-            if ids is not None:
-                write_all(self._handle, np.ascontiguousarray(ids, dtype="<i8"))
+            for part in parts:
+                write_all(self._handle, part.reshape(-1))
             write_all(self._handle, mark)
             os.fsync(self._handle.fileno())
         self.digests.append(mark)
 
-    def chunks(self) -> Iterator[tuple[Codes, Ids | None]]:
+    def chunks(self) -> Iterator[CodeRows]:
         """Read all whole chunks back."""
         for number in range(len(self.digests)):
-            codes, ids, _ = self._read(number)
-            yield codes, ids
+            yield self._rows(self._read(number)[0])
 
-    def recover(self, see: Callable[[Codes, Ids | None], None]) -> None:
+    def recover(self, see: Callable[[CodeRows], None]) -> None:
         """Find the chunks of an earlier run, show each to `see`, and cut off what is torn."""
         size = os.fstat(self._handle.fileno()).st_size
         while self._offset(len(self.digests) + 1) <= size:
-            codes, ids, mark = self._read(len(self.digests))
-            if chunk_digest(codes, ids) != mark:
+            chunk, mark = self._read(len(self.digests))
+            if chunk_digest([chunk]) != mark:
                 break
-            see(codes, ids)
+            see(self._rows(chunk))
             self.digests.append(mark)
         with storage_errors(self.path):
             self._handle.truncate(self._offset(len(self.digests)))
@@ -101,7 +108,8 @@ class Journal:
     def _offset(self, number: int) -> int:
         return self._start + number * (self.job.chunk_bytes + DIGEST_BYTES)
 
-    def _read(self, number: int) -> tuple[Codes, Ids | None, bytes]:
+    def _read(self, number: int) -> tuple[NDArray[np.uint8], bytes]:
+        """The bytes of a chunk, and the digest that follows it."""
         length = self.job.chunk_bytes
         self._handle.seek(self._offset(number))
         raw = bytearray()
@@ -110,11 +118,17 @@ class Journal:
             if not part:
                 raise ArtifactError(f"{self.path} became shorter while it was read; start over with --force")
             raw += part
-        width = self.job.spec["code_bytes"]
-        size = self.job.chunk_rows * width
-        codes = np.frombuffer(raw, np.uint8, size).reshape(-1, width)
-        ids = np.frombuffer(raw, "<i8", self.job.chunk_rows, size) if self.job.with_ids else None
-        return codes, ids, bytes(raw[length:])
+        return np.frombuffer(raw, np.uint8, length), bytes(raw[length:])
+
+    def _rows(self, chunk: NDArray[np.uint8]) -> CodeRows:
+        job, width = self.job, self.job.spec["code_bytes"]
+        codes, rest = np.split(chunk, [job.chunk_rows * width])
+        ids, lists = np.split(rest, [8 * job.chunk_rows * job.with_ids])
+        return CodeRows(
+            codes.reshape(-1, width),
+            ids.view("<i8") if job.with_ids else None,
+            unpack_lists(lists, job.chunk_rows, job.ivf_K) if job.ivf_K else None,
+        )
 
 
 def open_journal(path: Path, job: Job, *, resume: bool, force: bool) -> Journal:

@@ -28,15 +28,47 @@ class Store:
         """Path of the trained model."""
         return self.root / "model.h5"
 
+    @property
+    def centroids(self) -> Path:
+        """Path of the coarse centroids."""
+        return self.root / "centroids.h5"
+
+    @property
+    def pairwise(self) -> Path:
+        """Path of the look-up decoders."""
+        return self.root / "pairwise.h5"
+
     def codes(self, name: str) -> Path:
         """Path of the codes called `name`.
 
         Raises:
             UsageError: the name would leave the directory or make an awkward file name.
         """
-        if not _NAME.fullmatch(name):
-            raise UsageError(f"{name!r} cannot name codes; use letters, digits, '.', '_' and '-'")
-        return self.root / "codes" / f"{name}.h5"
+        return self.root / "codes" / _file_name(name, "codes")
+
+    @property
+    def code_files(self) -> list[Path]:
+        """Paths of all finished codes in the directory, by name."""
+        return sorted(path for path in (self.root / "codes").glob("*.h5") if not path.name.startswith("."))
+
+    @property
+    def index(self) -> Path:
+        """Path of the index, a folder."""
+        return self.root / "index"
+
+    def results(self, name: str) -> Path:
+        """Path of the results of a search called `name`.
+
+        Raises:
+            UsageError: as of `codes`.
+        """
+        return self.root / "results" / _file_name(name, "results")
+
+
+def _file_name(name: str, what: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"{name!r} cannot name {what}; use letters, digits, '.', '_' and '-'")
+    return f"{name}.h5"
 
 
 def training_files(model: str | Path) -> tuple[Path, Path]:

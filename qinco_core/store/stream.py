@@ -29,7 +29,8 @@ from qinco_core.store.artifact import (
     write_all,
     writer_version,
 )
-from qinco_core.store.spec import Codes, CodesSpec, ContentHash, Ids, check_rows
+from qinco_core.store.lists import check_lists
+from qinco_core.store.spec import CodeRows, Codes, CodesSpec, ContentHash, check_rows
 
 BATCH_ROWS = 65536
 MESSAGE_BYTES = 1 << 28  # no message of a stream of codes is larger; a damaged length may say so
@@ -51,6 +52,8 @@ def _schema(metadata: Mapping[str, str], spec: CodesSpec, *, with_ids: bool) -> 
     fields = [pa.field("code", pa.binary(spec.code_bytes), nullable=False)]
     if with_ids:
         fields.append(pa.field("id", pa.int64(), nullable=False))
+    if spec.ivf_K:
+        fields.append(pa.field("list", pa.uint32(), nullable=False))
     return pa.schema(fields, metadata=dict(metadata))
 
 
@@ -63,6 +66,8 @@ def _metadata(spec: CodesSpec, count: int | None) -> dict[str, str]:
         "dtype": spec.dtype,
         "encoder": canonical_json(spec.encoder),
     } | {name: str(getattr(spec, name)) for name in _NUMBERS}
+    if spec.ivf_K:
+        values["ivf_K"] = str(spec.ivf_K)
     if count is not None:
         values["count"] = str(count)
     return {_PREFIX + name: value for name, value in values.items()}
@@ -87,31 +92,37 @@ class StreamWriter:
         self._count = count
         self._metadata = _metadata(spec, count)
         self._schema = _schema(self._metadata, spec, with_ids=with_ids)
-        self._hash = ContentHash(with_ids=with_ids)
+        self._hash = ContentHash(with_ids=with_ids, with_lists=spec.ivf_K > 0)
         self._writer: Any = None
 
-    def append(self, codes: Codes, ids: ArrayLike | None = None) -> None:
-        """Send rows: packed codes uint8 [n, code_bytes], ids of integers [n] if the stream has ids.
+    def append(self, codes: Codes, ids: ArrayLike | None = None, lists: ArrayLike | None = None) -> None:
+        """Send rows.
+
+        Args:
+            codes: packed, uint8 [n, code_bytes].
+            ids: integers [n], if the stream has ids.
+            lists: list numbers [n], if the model has lists.
 
         Raises:
             DimensionError: a shape does not fit.
             StorageError: the disk behind the sink is full.
-            UsageError: a dtype does not fit, ids are missing, or there are more rows than announced.
+            UsageError: a dtype or list number does not fit, something is missing, or there are more rows
+                than announced.
         """
-        codes, rows = check_rows(codes, ids, self.spec, with_ids=self.with_ids)
+        rows = check_rows(codes, ids, lists, self.spec, with_ids=self.with_ids)
         if self._count is not None and self._hash.count + len(codes) > self._count:
             raise UsageError(f"the stream was announced with {self._count} codes; more than that came")
         for at in range(0, len(codes), BATCH_ROWS):
-            part = np.ascontiguousarray(codes[at : at + BATCH_ROWS])
-            numbers = None if rows is None else np.ascontiguousarray(rows[at : at + BATCH_ROWS])
-            self._hash.update(part, numbers)
-            self._send(self._batch(part, numbers))
+            part = rows.cut(at, at + BATCH_ROWS)
+            self._hash.update(part)
+            self._send(self._batch(part))
 
-    def _batch(self, codes: Codes, ids: Ids | None) -> Any:
-        kind, count = pa.binary(self.spec.code_bytes), len(codes)
-        columns = [pa.FixedSizeBinaryArray.from_buffers(kind, count, [None, pa.py_buffer(codes)])]
-        if ids is not None:
-            columns.append(pa.Int64Array.from_buffers(pa.int64(), count, [None, pa.py_buffer(ids)]))
+    def _batch(self, rows: CodeRows) -> Any:
+        count = len(rows.codes)
+        columns = [
+            pa.Array.from_buffers(field.type, count, [None, pa.py_buffer(np.ascontiguousarray(part))])
+            for field, part in zip(self._schema, (part for part in rows if part is not None), strict=True)
+        ]
         return pa.RecordBatch.from_arrays(columns, schema=self._schema)
 
     def _send(self, batch: Any, metadata: dict[str, str] | None = None) -> None:
@@ -121,11 +132,13 @@ class StreamWriter:
     def _close(self) -> None:
         if self._count is not None and self._hash.count != self._count:
             raise ArtifactError(f"the stream was announced with {self._count} codes; {self._hash.count} came")
-        none = self._batch(
-            np.empty((0, self.spec.code_bytes), np.uint8), np.empty(0, np.int64) if self.with_ids else None
+        none = CodeRows(
+            np.empty((0, self.spec.code_bytes), np.uint8),
+            np.empty(0, np.int64) if self.with_ids else None,
+            np.empty(0, np.int32) if self.spec.ivf_K else None,
         )
         checksum = _checksum(self._metadata, self._hash)
-        self._send(none, {f"{_PREFIX}count": str(self._hash.count), f"{_PREFIX}checksum": checksum})
+        self._send(self._batch(none), {f"{_PREFIX}count": str(self._hash.count), f"{_PREFIX}checksum": checksum})
         with storage_errors(getattr(self._sink, "name", "the output stream")):
             self._writer.close()
             self._sink.flush()
@@ -146,8 +159,8 @@ class StreamReader:
     """Reads codes from a pipe or file, batch by batch; iterate it once, to its end.
 
     `spec`, `with_ids` and `count` (None where the sender did not know it) are there at once. Batches
-    are (codes uint8 [n, code_bytes], ids int64 [n] or None), read-only. Only when the iteration has
-    ended without an error is the stream known to be whole.
+    are `CodeRows`, read-only. Only when the iteration has ended without an error is the stream known
+    to be whole.
 
     Raises:
         StreamError: it is no stream of codes, or was cut, or damaged; also while iterating.
@@ -167,7 +180,7 @@ class StreamReader:
         except (ValueError, KeyError, TypeError) as error:
             raise StreamError(f"this stream carries no codes ({error}); send it with qinco") from error
         if not schema.equals(_schema({}, self.spec, with_ids=self.with_ids)):
-            raise StreamError("the stream has other columns than codes and ids; send it again")
+            raise StreamError("the stream has other columns than codes, ids and lists; send it again")
 
     def _parse(self) -> tuple[CodesSpec, int | None]:
         values = {name.removeprefix(_PREFIX): value for name, value in self._metadata.items()}
@@ -176,30 +189,42 @@ class StreamReader:
         refuse_newer("the stream", int(values["format_version"]), values.get("writer", "?"))
         spec = CodesSpec.parse(
             {name: int(values[name]) for name in _NUMBERS}
-            | {"model": values["model"], "dtype": values["dtype"], "encoder": json.loads(values["encoder"])}
+            | {
+                "ivf_K": int(values.get("ivf_K", 0)),
+                "model": values["model"],
+                "dtype": values["dtype"],
+                "encoder": json.loads(values["encoder"]),
+            }
         )
         return spec, int(values["count"]) if "count" in values else None
 
-    def __iter__(self) -> Iterator[tuple[Codes, Ids | None]]:
-        content = ContentHash(with_ids=self.with_ids)
+    def __iter__(self) -> Iterator[CodeRows]:
+        content = ContentHash(with_ids=self.with_ids, with_lists=self.spec.ivf_K > 0)
         batches = self._reader.iter_batches_with_custom_metadata()
         while (item := _guarded(lambda: next(batches, None))) is not None:
             if item.custom_metadata is not None:
                 _guarded(lambda: self._check_end(item.custom_metadata, content, next(batches, None)))
                 return
-            codes, ids = _guarded(lambda: self._rows(item.batch))
-            content.update(codes, ids)
-            yield codes, ids
+            rows = _guarded(lambda: self._rows(item.batch))
+            content.update(rows)
+            yield rows
         raise StreamError(f"the stream was cut after {content.count} codes; send it again")
 
-    def _rows(self, batch: Any) -> tuple[Codes, Ids | None]:
+    def _rows(self, batch: Any) -> CodeRows:
         batch.validate()
         if any(column.null_count or column.offset for column in batch.columns):
             raise StreamError("the stream has rows without codes; send it again")
-        count, width = batch.num_rows, self.spec.code_bytes
+        count, spec = batch.num_rows, self.spec
         # the buffers say how long they are, so numpy refuses a row count that is too large
-        codes = np.frombuffer(_data(batch, 0), np.uint8, count * width).reshape(count, width)
-        return codes, np.frombuffer(_data(batch, 1), "<i8", count) if self.with_ids else None
+        codes = np.frombuffer(_data(batch, 0), np.uint8, count * spec.code_bytes).reshape(count, spec.code_bytes)
+        ids = np.frombuffer(_data(batch, 1), "<i8", count) if self.with_ids else None
+        if not spec.ivf_K:
+            return CodeRows(codes, ids)
+        lists = np.frombuffer(_data(batch, -1), "<u4", count)
+        try:
+            return CodeRows(codes, ids, check_lists(lists, count, spec.ivf_K))
+        except UsageError as error:
+            raise StreamError(f"the stream was damaged: {error}; send it again") from error
 
     def _check_end(self, closing: Any, content: ContentHash, further: Any) -> None:
         said = {key.decode(): value.decode() for key, value in closing.items()}

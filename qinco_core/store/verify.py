@@ -9,7 +9,7 @@ from pathlib import Path
 
 from qinco_core.errors import ArtifactError, QincoError
 from qinco_core.files import existing_file
-from qinco_core.store import checkpoint, codes, model
+from qinco_core.store import centroids, checkpoint, codes, model, pairwise, results
 from qinco_core.store.artifact import Header, read_header
 from qinco_core.store.spec import ContentHash
 from qinco_core.store.stream import StreamReader, is_stream
@@ -77,6 +77,9 @@ def _artifact(report: Report) -> None:
             model.KIND: _model,
             codes.KIND: _codes,
             checkpoint.KIND: _checkpoint,
+            centroids.KIND: _centroids,
+            results.KIND: _results,
+            pairwise.KIND: _pairwise,
         }
         if header.kind not in kinds:
             raise ArtifactError(f"{report.path} is of the unknown kind {header.kind!r}")
@@ -91,6 +94,21 @@ def _model(report: Report) -> None:
         report.add("fingerprint", True, stored.header.fingerprint)
 
 
+def _results(report: Report) -> None:
+    with report.step("content"):
+        stored = results.load_results(report.path)
+        report.add("arrays", True, f"{len(stored.ids)} queries, {stored.ids.shape[1]} results each, digests right")
+        report.add("fingerprint", True, stored.header.fingerprint)
+
+
+def _pairwise(report: Report) -> None:
+    with report.step("content"):
+        stored = pairwise.load_pairwise(report.path)
+        pairwise.check_tables(report.path)
+        report.add("tables", True, f"{len(stored.tables_TRD)} tables and additive codebooks, digests right")
+        report.add("fingerprint", True, stored.header.fingerprint)
+
+
 def _checkpoint(report: Report) -> None:
     with report.step("content"):
         _, arrays, _ = checkpoint.load_checkpoint(report.path)
@@ -99,13 +117,21 @@ def _checkpoint(report: Report) -> None:
             report.add("fingerprint", True, report.header.fingerprint)
 
 
+def _centroids(report: Report) -> None:
+    with report.step("content"):
+        stored = centroids.load_centroids(report.path)
+        ivf_K, D = stored.centroids.shape
+        report.add("arrays", True, f"{ivf_K} centroids of {D} finite numbers, digests right")
+        report.add("fingerprint", True, stored.header.fingerprint)
+
+
 def _codes(report: Report) -> None:
     with report.step("layout"), codes.open_codes(report.path) as file:
         report.add("layout", True, f"{len(file)} codes of {file.spec.code_bytes} bytes, {file.chunks} chunks")
-        content = ContentHash(with_ids=file.with_ids)
+        content = ContentHash(with_ids=file.with_ids, with_lists=file.with_lists)
         for number in range(file.chunks):
             with report.step(f"chunk {number}"):
-                content.update(*file.chunk(number))
+                content.update(file.chunk(number))
         if not report.ok:
             return
         report.add("chunks", True, "digests right")
@@ -119,7 +145,7 @@ def _stream(report: Report) -> None:
     report.kind = "stream"
     with report.step("stream"), report.path.open("rb") as handle:
         reader = StreamReader(handle)
-        count = sum(len(batch) for batch, _ in reader)
+        count = sum(len(rows.codes) for rows in reader)
         report.add("stream", True, f"{count} codes of {reader.spec.code_bytes} bytes, closed, checksum right")
         rest = len(handle.read(1))
         report.add("end", not rest, "bytes follow the stream" if rest else "nothing follows the stream")

@@ -5,22 +5,32 @@ Shapes: N training vectors, D dimension.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from qinco_core.codec.engine import Engine
 from qinco_core.codec.network import Network
 from qinco_core.config import ModelConfig, TrainConfig, validation_size
 from qinco_core.errors import UsageError
+from qinco_core.progress import Progress
 from qinco_core.vectors import VectorFile
 
 _BLOCK = 1 << 16
+# vectors assigned to lists between two questions whether to stop
+_ASSIGNED = 1 << 13
 # what the initialisation may hold in memory, and how large a training set is kept there
 _SAMPLE_BYTES, _KEPT_BYTES = 2 << 30, 1 << 30
 
 
 class TrainingData:
-    """A file of vectors, its last `val` rows set apart."""
+    """A file of vectors, its last `val` rows set apart.
+
+    Attributes:
+        lists, val_lists: for an IVF model, the list number of each vector, int32, once `assign` has found them.
+    """
 
     def __init__(self, vectors: VectorFile, model: ModelConfig, config: TrainConfig) -> None:
         val = validation_size(config.val, len(vectors))
@@ -39,13 +49,38 @@ class TrainingData:
         small = N * self.train.dim * self.train.dtype.itemsize <= _KEPT_BYTES
         self._kept = self.train.read(0, N) if small else None
         self._order = torch.empty(0, dtype=torch.int64)
+        self.lists: Tensor | None = None
+        self.val_lists: Tensor | None = None
 
     def __len__(self) -> int:
         """Training vectors N."""
         return len(self.train)
 
-    def draw(self, number: int) -> Tensor:
-        """Batch `number` of the run, [batch, D]: every epoch in an order of its own, the remainder left out."""
+    def assign(self, engine: Engine, progress: Progress, stop: Callable[[], bool]) -> None:
+        """Find the list number of every vector, once for the whole run: the coarse step is frozen.
+
+        `stop` is asked now and then; true raises KeyboardInterrupt.
+        """
+        progress.begin("assigning vectors to lists", len(self.train) + len(self.val), "vectors")
+
+        def assigned(vectors: VectorFile) -> Tensor:
+            found = []
+            for v in vectors.batches(_ASSIGNED):
+                if stop():
+                    raise KeyboardInterrupt
+                found.append(engine.assign(torch.from_numpy(v)).int())
+                progress.advance(len(v))
+            return torch.cat(found)
+
+        self.lists, self.val_lists = assigned(self.train), assigned(self.val)
+        progress.end()
+
+    def draw(self, number: int) -> tuple[Tensor, Tensor | None]:
+        """Batch `number` of the run: every epoch in an order of its own, the remainder left out.
+
+        Returns:
+            Vectors [batch, D], and their list numbers int64 [batch] where there are any.
+        """
         per_epoch = len(self) // self.batch
         epoch, position = divmod(number, per_epoch)
         if epoch != self._epoch:
@@ -53,15 +88,16 @@ class TrainingData:
             self._order = torch.randperm(len(self), generator=order)
             self._epoch = epoch
         rows = self._order[position * self.batch : (position + 1) * self.batch].numpy()
-        return torch.from_numpy(self.train.take(rows) if self._kept is None else self._kept[rows])
+        v = torch.from_numpy(self.train.take(rows) if self._kept is None else self._kept[rows])
+        return v, None if self.lists is None else self.lists[rows].long()
 
     def check_val(self) -> None:
         """Read the validation vectors once, so that damage or NaN among them ends a run before it starts."""
         for _ in self.val.batches(_BLOCK):
             pass
 
-    def sample(self, network: Network, generator: torch.Generator) -> Tensor:
-        """Normalised training vectors for the initialisation: all of them, or as many as fit in 2 GiB."""
+    def sample(self, network: Network, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """Normalised training vectors for the initialisation, all of them or as many as fit in 2 GiB; their lists."""
         N, D = len(self), self.train.dim
         fits = max(network.config.K, _SAMPLE_BYTES // (4 * D))
         rows = np.arange(N) if fits >= N else np.sort(torch.randperm(N, generator=generator)[:fits].numpy())
@@ -69,7 +105,7 @@ class TrainingData:
         for start in range(0, len(rows), _BLOCK):
             block = torch.from_numpy(self.train.take(rows[start : start + _BLOCK]))
             x[start : start + len(block)] = network.normalize(block)
-        return x
+        return x, None if self.lists is None else self.lists[rows].long()
 
 
 def normalisation(vectors: VectorFile, rules: str) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,8 @@ from typing import Any
 
 from qinco_core.codec.precision import plan
 from qinco_core.progress import Silent
+from qinco_core.store.lists import list_bits
+from qinco_core.training.coarse import Centroids, coarse_codebook
 from qinco_core.training.log import TrainingLog
 from qinco_core.training.recipes import model_and_search, recipe
 from qinco_core.training.trainer import Run
@@ -22,6 +24,7 @@ class Forecast:
     parameters: int
     model_bytes: int
     code_bytes: int
+    bytes_per_vector: float
     memory_bytes: int
     samples: int
     seconds: float
@@ -43,25 +46,28 @@ def forecast(
     device: str,
     precision: str,
     threads: int | None,
+    ivf: Centroids | None = None,
 ) -> Forecast:
     """Estimate a run of `Codec.train` with the same arguments; nothing is kept.
 
     Raises:
         UsageError: what `Codec.train` would refuse.
     """
-    model, search = model_and_search(preset_name, vectors.dim, changes)
+    ivf_K = 0 if ivf is None else coarse_codebook(ivf, vectors.dim).ivf_K
+    model, search = model_and_search(preset_name, vectors.dim, changes, ivf_K)
     config = recipe(model, search, len(vectors), seconds=seconds, epochs=epochs, changes=training)
     chosen = plan(device, precision, threads)
     with TemporaryDirectory(prefix="qinco-") as folder, TrainingLog(Path(folder) / "log.jsonl") as log:
         run = Run(vectors, model, search, config, chosen, Path(folder) / "none.h5", log, Silent(), lambda: False)
         rate = run.speed()
-    size = 4 * model.parameters
+    size = 4 * (model.parameters + model.ivf_K * model.D)
     sample = min(2 << 30, 4 * model.D * len(run.data))
     samples = config.samples or int(rate * (config.seconds or 0))
     return Forecast(
         parameters=model.parameters,
         model_bytes=size,
         code_bytes=model.code_bytes,
+        bytes_per_vector=model.code_bytes + list_bits(ivf_K) / 8,
         memory_bytes=(500 << 20) + 6 * size + 2 * sample,
         samples=samples,
         seconds=config.seconds or samples / rate,

@@ -20,6 +20,7 @@ from qinco_core.progress import Progress
 def initialise(
     network: Network,
     x_ND: Tensor,
+    lists_N: Tensor | None = None,
     *,
     noise: float,
     iterations: int,
@@ -34,6 +35,7 @@ def initialise(
         network: its normalisation (and centroids, with an IVF) are set already.
         x_ND: normalised training vectors, float32, overwritten with what plain residual quantization
             leaves of them.
+        lists_N: their list numbers, int64, with an IVF.
         noise: of the codebooks, as a share of their standard deviation.
         iterations: of each k-means.
         generator: the source of all randomness.
@@ -43,8 +45,8 @@ def initialise(
     """
     config = network.config
     progress.begin("residual quantization", config.M * iterations, "iterations")
-    if network.centroids is not None:
-        x_ND -= network.centroids[nearest(x_ND, network.centroids, plan)]
+    if network.centroids is not None and lists_N is not None:
+        x_ND -= network.centroids[lists_N]
     for m in range(config.M):
         centroids = kmeans(x_ND, config.K, iterations, generator, plan, progress, stop)
         x_ND -= centroids[nearest(x_ND, centroids, plan)]

@@ -12,8 +12,8 @@ _LARGE = 5_000_000
 _EPOCH_SIZE = {"fast": 500_000, "paper": 10_000_000}
 
 
-def model_and_search(name: str, D: int, changes: dict[str, Any]) -> tuple[ModelConfig, EncodeConfig]:
-    """The model and encoder of a preset for dimension D, with any of A, B, M, K, L, E, H changed.
+def model_and_search(name: str, D: int, changes: dict[str, Any], ivf_K: int = 0) -> tuple[ModelConfig, EncodeConfig]:
+    """The model and encoder of a preset for dimension D and ivf_K lists, with any of A, B, M, K, L, E, H changed.
 
     Raises:
         UsageError: no such preset, or sizes that cannot be.
@@ -21,7 +21,7 @@ def model_and_search(name: str, D: int, changes: dict[str, Any]) -> tuple[ModelC
     base = preset(name)
     search = EncodeConfig.parse({"A": base.A, "B": base.B} | {k: v for k, v in changes.items() if k in "AB"})
     sizes = {k: v for k, v in changes.items() if k not in "AB"}
-    model = base.model(D, preselect=search.A > 0, **sizes)
+    model = base.model(D, preselect=search.A > 0, ivf_K=ivf_K, **sizes)
     if search.A > model.K:
         raise UsageError(f"A = {search.A} candidates of K = {model.K} codewords: use A = {model.K} or less")
     return model, search

@@ -24,6 +24,7 @@ from qinco_core.codec.workers import one_thread_each
 from qinco_core.config import EncodeConfig, ModelConfig, TrainConfig
 from qinco_core.errors import TrainingError
 from qinco_core.progress import Progress, Silent
+from qinco_core.store.artifact import digest
 from qinco_core.training.codewords import replace_unused
 from qinco_core.training.data import TrainingData, normalisation
 from qinco_core.training.gradients import accumulate_gradients
@@ -92,11 +93,11 @@ def train(
         Interrupted: `stop` said so.
     """
     with one_thread_each():  # the threads share batches, not operations
-        run = Run(vectors, model, search, config, plan, checkpoint, log, progress or Silent(), stop)
+        run = Run(vectors, model, search, config, plan, checkpoint, log, progress or Silent(), stop, centroids_KD)
         if resume:
             run.restore()
         else:
-            run.start(centroids_KD)
+            run.start()
         return run.finish()
 
 
@@ -114,6 +115,7 @@ class Run:
         log: TrainingLog,
         progress: Progress,
         stop: Callable[[], bool],
+        centroids_KD: Tensor | None = None,
     ) -> None:
         self.data = TrainingData(vectors, model, config)
         self.config, self.plan = config, plan
@@ -126,13 +128,16 @@ class Run:
             "search": search.model_dump(),
             "training": config.model_dump(),
         }
+        self.centroids_KD = centroids_KD
+        if centroids_KD is not None:
+            self.identity["centroids"] = digest(centroids_KD.contiguous().numpy())
         narrow = EncodeConfig(A=min(search.A, _VAL_BEAM), B=min(search.B, _VAL_BEAM))
         self._val_search = narrow.fast
         self._early_search = EncodeConfig(A=config.A, B=config.B).fast
         self._late_search = EncodeConfig(A=config.late_A, B=config.late_B).fast
         self._recent = _Recent()
 
-    def start(self, centroids_KD: Tensor | None) -> None:
+    def start(self) -> None:
         """Initialise the network."""
         network, config = self.state.network, self.config
         mean, std = normalisation(self.data.train, network.config.rules)
@@ -141,13 +146,14 @@ class Run:
         self.state.position.plan = str(self.plan)
         network.mean.copy_(mean)
         network.std.copy_(std)
-        if network.centroids is not None and centroids_KD is not None:
-            network.centroids.copy_(network.normalize(centroids_KD))
+        if network.centroids is not None and self.centroids_KD is not None:
+            network.centroids.copy_(network.normalize(self.centroids_KD.to(self.plan.device)))
         self.log.write("start", **self.identity, plan=str(self.plan), train_vectors=len(self.data))
+        self._assign()
         home = network.cpu()
         initialise(
             home,
-            self.data.sample(home, self.state.generator),
+            *self.data.sample(home, self.state.generator),
             noise=config.noise,
             iterations=config.kmeans_iterations,
             generator=self.state.generator,
@@ -190,10 +196,17 @@ class Run:
             self.progress.note(f"this session runs on {now}, the last one on {before}: not the same to the bit")
         self.state.position.plan = now
         self.log.write("resume", plan=now, **_plain(self.state))
+        self._assign()
+
+    def _assign(self) -> None:
+        if self.state.network.config.ivf_K:
+            self.data.assign(Engine(self.state.network, self.plan), self.progress, self.stop)
 
     def speed(self) -> float:
         """Vectors per second, measured on two batches of a run that is then to be thrown away."""
         self.state.network.std.fill_(1)
+        if self.state.network.config.ivf_K:
+            self.data.lists = torch.zeros(len(self.data), dtype=torch.int32)
         with one_thread_each():
             self._train_batch()
             started = time.perf_counter()
@@ -206,9 +219,9 @@ class Run:
         """Encode a batch and take its optimizer steps; returns its size."""
         state, config, position = self.state, self.config, self.state.position
         started = time.perf_counter()
-        v = self.data.draw(position.batches)
+        v, lists = self.data.draw(position.batches)
         search = self._early_search if self._fraction() < config.late else self._late_search
-        codes, lists = Engine(state.network, self.plan).encode(v, search)
+        codes, _ = Engine(state.network, self.plan).encode(v, search, lists)
         for m, k in enumerate(codes.T):
             state.usage[m] += torch.bincount(k, minlength=state.usage.shape[1])
         device = self.plan.device
@@ -301,7 +314,8 @@ class Run:
         """MSE of the first `rows` validation vectors at A, B ≤ 4, in the units of the data."""
         v = torch.from_numpy(self.data.val.read(0, min(rows, len(self.data.val))))
         engine = Engine(self.state.network, self.plan)
-        codes, lists = engine.encode(v, self._val_search)
+        lists = None if self.data.val_lists is None else self.data.val_lists[: len(v)]
+        codes, _ = engine.encode(v, self._val_search, lists)
         return float((engine.decode(codes, lists_N=lists) - v).square().sum(1).mean())
 
     def _result(self) -> Trained:

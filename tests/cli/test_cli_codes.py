@@ -78,8 +78,8 @@ def test_a_saved_stream_is_a_file_too(stream, model, decoded, tmp_path):
 
 def test_the_stream_and_the_artifact_hold_the_same_codes(stream, codes):
     rows = list(StreamReader(io.BytesIO(stream)))
-    assert np.array_equal(np.concatenate([r for r, _ in rows]), stored(codes)[0])
-    assert np.array_equal(np.concatenate([i for _, i in rows]), np.arange(10_000))
+    assert np.array_equal(np.concatenate([part.codes for part in rows]), stored(codes)[0])
+    assert np.array_equal(np.concatenate([part.ids for part in rows]), np.arange(10_000))
 
 
 def test_raw_both_ways(model, codes, decoded, tmp_path):
@@ -152,7 +152,7 @@ def test_skip_and_limit_name_the_rows_of_the_file(model, codes, tmp_path):
     done("encode", BASE, "--model", model, "--skip", 100, "--limit", 50, "-o", out, "--threads", 1, "-q")
     assert np.array_equal(stored(out)[0], stored(codes)[0][100:150])
     sent = done("encode", BASE, "--model", model, "--skip", 100, "--limit", 50, "-o", "-", "-q").out
-    ids = np.concatenate([ids for _, ids in StreamReader(io.BytesIO(sent))])
+    ids = np.concatenate([rows.ids for rows in StreamReader(io.BytesIO(sent))])
     assert np.array_equal(ids, np.arange(100, 150))
 
 
@@ -163,7 +163,7 @@ def test_ids(model, tmp_path):
     done("encode", BASE, *options, "-o", tmp_path / "c.h5")
     assert np.array_equal(stored(tmp_path / "c.h5")[1], ids)
     sent = done("encode", BASE, *options, "-o", "-").out
-    assert np.array_equal(np.concatenate([part for _, part in StreamReader(io.BytesIO(sent))]), ids)
+    assert np.array_equal(np.concatenate([rows.ids for rows in StreamReader(io.BytesIO(sent))]), ids)
 
 
 @pytest.mark.parametrize(

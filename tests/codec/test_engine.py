@@ -55,7 +55,7 @@ def test_fast_mode_is_as_good_as_the_reference(
 
 @pytest.mark.parametrize("steps", [1, 2, 5, 8])
 def test_decoding_any_prefix(trained: Codec, base: torch.Tensor, steps: int) -> None:
-    codes, _ = trained._engine.encode(base, A8B8.fast)
+    codes, _ = trained.engine.encode(base, A8B8.fast)
     plain = trained.network.denormalize(trained.network.decode(codes, steps))
     exact = Engine(trained.network, plan("cpu", "float32")).decode(codes, steps)
     torch.testing.assert_close(exact, plain, rtol=1e-4, atol=1e-2)
@@ -70,9 +70,9 @@ def test_threads_do_not_change_the_result(trained: Codec, base: torch.Tensor) ->
 
 
 def test_no_vectors(trained: Codec) -> None:
-    codes, _ = trained._engine.encode(torch.zeros(0, 128), A8B8.fast)
+    codes, _ = trained.engine.encode(torch.zeros(0, 128), A8B8.fast)
     assert codes.shape == (0, 8)
-    assert trained._engine.decode(codes).shape == (0, 128)
+    assert trained.engine.decode(codes).shape == (0, 128)
 
 
 @pytest.mark.parametrize(("D", "E"), [(24, 24), (24, 8), (24, 40)])
@@ -102,6 +102,79 @@ def test_tables_are_exact_algebra(D: int, E: int, rules: str, ivf: int) -> None:
     assert (codes == wanted).float().mean() > 0.97  # near-ties may fall the other way
     if ivf:
         assert lists is not None and wanted_lists is not None and torch.equal(lists, wanted_lists)
+
+
+def ivf_network(ivf_K: int) -> Network:
+    torch.manual_seed(ivf_K)
+    network = Network(ModelConfig(D=12, M=2, K=16, L=1, E=8, H=12, ivf_K=ivf_K)).requires_grad_(False)
+    for tensor in network.state_dict().values():
+        tensor.copy_(torch.randn_like(tensor))
+    network.std.fill_(2.0)
+    return network
+
+
+@pytest.mark.parametrize("ivf_K", [1, 2, 1024, 1025, 2500])
+def test_the_nearest_centroid_of_any_number_of_them(ivf_K: int) -> None:
+    network = ivf_network(ivf_K)
+    v = torch.randn(1500, 12) * 2
+    found = Engine(network, plan("cpu", "float32", 2)).assign(v)
+    distance = torch.cdist(network.normalize(v).double(), network.centroids.double())
+    best = distance.min(1).values
+    torch.testing.assert_close(distance.gather(1, found[:, None])[:, 0], best, rtol=1e-4, atol=1e-4)
+    assert (found == distance.argmin(1)).float().mean() > 0.999
+
+
+def test_given_lists_are_used() -> None:
+    network = ivf_network(9)
+    engine, v = Engine(network, plan("cpu", "float32", 2)), torch.randn(300, 12)
+    nearest, other = engine.assign(v), torch.arange(300, dtype=torch.int32) % 9
+    search = EncodeConfig(A=4, B=4)
+    codes, lists = engine.encode(v, search)
+    assert torch.equal(lists, nearest)
+    assert torch.equal(engine.encode(v, search, nearest)[0], codes)
+    codes, lists = engine.encode(v, search, other)
+    assert lists.dtype == torch.int64 and torch.equal(lists, other.long())
+    # as the plain path does where each list is the only one
+    for k in range(9):
+        alone = ivf_network(9)
+        rows, alone.centroids = other == k, alone.centroids[k : k + 1]
+        wanted, _ = reference.encode(alone, alone.normalize(v[rows]), search)
+        assert (codes[rows] == wanted).float().mean() > 0.97
+    assert engine.encode(v[:0], search)[0].shape == (0, 2)
+
+
+def test_lists_of_a_codec() -> None:
+    v = torch.randn(50, 12)
+    codec = Codec(ivf_network(9), EncodeConfig(A=4, B=4), plan=plan("cpu", "float32", 1))
+    codes = codec.encode(v.numpy())
+    assert codes.shape == (50, 3) and codes.dtype == np.int32
+    assert np.array_equal(codec.encode(v).numpy(), codes)
+    assert np.array_equal(codec.decode(codec.encode(v)).numpy(), codec.decode(codes))
+    assert np.array_equal(codec.decode(codes, steps=1), codec.decode(codes[:, :2], steps=1))
+    assert codec.bytes_per_vector == 1 + 4 / 8
+    np.testing.assert_allclose(codec.centroids, codec.network.denormalize(codec.network.centroids))
+    for bad, error in ((np.zeros(49, int), DimensionError), (np.full(50, 9), UsageError), (np.zeros(50), UsageError)):
+        with pytest.raises(error):
+            codec.encode(v.numpy(), lists=bad)
+    with pytest.raises(UsageError, match="list numbers from 9 to 9 do not fit 9 lists"):
+        codec.decode(codes * 0 + [9, 0, 0])
+    with pytest.raises(UsageError, match="symbols run from"):
+        codec.decode(codes * 0 + [0, 0, 16])
+    with pytest.raises(DimensionError, match="or more: a list number and 2 symbols"):
+        codec.decode(codes[:, 1:])
+    with pytest.raises(DimensionError, match="split the lists off"):
+        codec.pack(codes)
+    with pytest.raises(UsageError, match="have list numbers"):
+        codec.join(codes[:, 1:], None)
+
+
+def test_models_without_lists_take_none(trained: Codec) -> None:
+    v = np.zeros((2, 128), np.float32)
+    assert trained.centroids is None and trained.bytes_per_vector == trained.config.code_bytes
+    with pytest.raises(UsageError, match="no IVF"):
+        trained.encode(v, lists=np.zeros(2, int))
+    with pytest.raises(UsageError, match="have list numbers"):
+        trained.join(trained.encode(v), np.zeros(2, int))
 
 
 @pytest.mark.parametrize("search", [EncodeConfig(A=4, B=8), EncodeConfig(A=4, B=8, T=16)])

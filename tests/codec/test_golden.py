@@ -8,6 +8,7 @@ import pytest
 import torch
 from golden_models import Golden
 
+from qinco_core.api import Codec
 from qinco_core.codec import reference
 from qinco_core.codec.engine import Engine
 from qinco_core.codec.precision import plan
@@ -74,3 +75,24 @@ def test_engine_decodes_as_they_do(golden: Golden, precision: str) -> None:
         assert np.abs(decoded.numpy() - golden.decoded).max() <= 1e-3 * np.abs(golden.decoded).max()
     error = float((decoded.double() - torch.from_numpy(golden.vectors)).square().sum(1).mean())
     assert error == pytest.approx(golden.mse, rel=5e-4 if precision == "float32" else 5e-3)
+
+
+def test_a_codec_gives_their_codes_and_vectors(golden: Golden) -> None:
+    codec = Codec(golden.network, golden.search, plan=plan("cpu", "float32", 2))
+    codes = codec.encode(golden.vectors, search=golden.search)
+    symbols, lists = codec.split(codes)
+    assert (symbols == golden.codes).mean() >= 0.999
+    if golden.lists is None:
+        assert lists is None and codes.dtype == np.uint8
+    else:
+        assert codes.dtype == np.int32 and (lists == golden.lists).mean() >= 0.999
+        again = codec.encode(golden.vectors, search=golden.search, lists=golden.lists)
+        assert np.array_equal(again[:, 0], golden.lists)
+    theirs = codec.join(golden.codes, golden.lists)
+    decoded = codec.decode(theirs)
+    assert np.abs(decoded - golden.decoded).max() <= 1e-3 * np.abs(golden.decoded).max()
+    rows = codec.pack_rows(theirs)
+    assert rows.codes.shape == (1000, codec.config.code_bytes)
+    assert np.array_equal(codec.unpack_rows(rows), theirs)
+    errors = [np.square(codec.decode(theirs, steps=m) - golden.vectors).sum(1).mean() for m in range(1, 3)]
+    assert errors[1] < errors[0]

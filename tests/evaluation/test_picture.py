@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from qinco_core.errors import OutputExistsError, UsageError
 from qinco_core.evaluation import picture
-from qinco_core.evaluation.picture import Curve, draw_rate_distortion
+from qinco_core.evaluation.picture import Curve, RateCurve, draw_rate_distortion, draw_recall_rate
 
 OURS = Curve("ours", (1.0, 2.0, 4.0), (60000.0, 40000.0, 25000.0), emphasised=True)
 PQ = Curve("PQ", (4.0,), (30000.0,))
@@ -84,3 +84,27 @@ def test_size_labels_keep_apart(sizes):
     assert set(ticks) <= set(sizes)
     assert ticks
     assert all(b / a > 2**0.18 for a, b in itertools.pairwise(ticks))
+
+
+FRONT = RateCurve("qinco", (0.3, 0.7, 0.9), (40000.0, 9000.0, 800.0), emphasised=True)
+
+
+def test_recall_and_rate_of_every_index_and_the_chosen_point(tmp_path):
+    other = RateCurve("IVF-PQ", (0.2, 0.5), (60000.0, 5000.0))
+    draw_recall_rate([FRONT], tmp_path / "one.png", "Title", at=10)
+    draw_recall_rate([FRONT, other], tmp_path / "two.png", "Title", at=10)
+    draw_recall_rate([FRONT], tmp_path / "ring.png", "Title", at=10, chosen=1)
+    orange = [int("#C04F00"[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    painted = [(np.abs(pixels(tmp_path / f"{n}.png") - orange).max(axis=2) < 0.02).sum() for n in ("one", "two")]
+    assert painted[0] == 0 < painted[1]
+    ring = np.abs(pixels(tmp_path / "ring.png") - pixels(tmp_path / "one.png")).max(axis=2) > 0.1
+    rows, columns = np.nonzero(ring)
+    assert 0 < len(rows) < 2000
+    assert max(np.ptp(rows), np.ptp(columns)) < 60
+
+
+@pytest.mark.parametrize("curves", [[], [RateCurve("a", (), ())], [RateCurve("a", (0.5,), (0.0,))]])
+def test_rates_that_cannot_be_drawn(tmp_path, curves):
+    with pytest.raises(UsageError, match=r"curve|a:"):
+        draw_recall_rate(curves, tmp_path / "p.png", "t", at=1)
+    assert list(tmp_path.iterdir()) == []

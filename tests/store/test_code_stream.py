@@ -27,8 +27,8 @@ def sent(spec, codes, ids=None, count=None, batch=13):
 def received(raw):
     reader = StreamReader(io.BytesIO(raw))
     parts = list(reader)
-    codes = [np.empty((0, reader.spec.code_bytes), np.uint8)] + [part for part, _ in parts]
-    ids = [part for _, part in parts if part is not None]
+    codes = [np.empty((0, reader.spec.code_bytes), np.uint8)] + [part.codes for part in parts]
+    ids = [part.ids for part in parts if part.ids is not None]
     return reader, np.concatenate(codes), np.concatenate(ids) if ids else None
 
 
@@ -148,7 +148,7 @@ def test_a_pipe_and_what_follows_on_it(spec, rows):
     sender = threading.Thread(target=send)
     sender.start()
     with open(ends[0], "rb") as source:  # noqa: PTH123
-        assert sum(len(codes) for codes, _ in StreamReader(source)) == 20_000
+        assert sum(len(rows.codes) for rows in StreamReader(source)) == 20_000
         assert source.read() == b"more"
     sender.join()
 

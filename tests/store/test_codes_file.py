@@ -54,9 +54,9 @@ def test_ranges_and_batches(tmp_path_factory, start, stop, size):
         np.testing.assert_array_equal(file.read(start, stop), codes[start:stop])
         np.testing.assert_array_equal(file.ids(start, stop), ids[start:stop])
         batches = list(file.batches(size))
-        assert max(len(batch) for batch, _ in batches) <= size
-        np.testing.assert_array_equal(np.concatenate([batch for batch, _ in batches]), codes)
-        np.testing.assert_array_equal(np.concatenate([numbers for _, numbers in batches]), ids)
+        assert max(len(batch.codes) for batch in batches) <= size
+        np.testing.assert_array_equal(np.concatenate([batch.codes for batch in batches]), codes)
+        np.testing.assert_array_equal(np.concatenate([batch.ids for batch in batches]), ids)
 
 
 def test_no_such_rows(tmp_path, write):

@@ -22,9 +22,11 @@ from qinco_core.store import (
     StreamWriter,
     check_lineage,
     create_codes,
+    load_centroids,
     load_checkpoint,
     load_model,
     open_codes,
+    save_centroids,
     save_checkpoint,
     save_model,
     verify,
@@ -35,6 +37,8 @@ FINGERPRINTS = {
     "v1": {
         "model.h5": "3a8152d74de46bedebcd370d6d19995d",
         "codes.h5": "4b0e4ce9a9d92b75a712d2786e89d1d9",
+        "lists.h5": "6fa32ef4ab776ac63769b864f544cc19",
+        "centroids.h5": "ca6e7a2c13d702586877f42f6612fb81",
         "training.h5": "5ffec07437af74bb0abf279ec2db0134",
     },
 }
@@ -46,12 +50,14 @@ TENSORS = {
 }
 ARRAYS = {"rng": np.arange(20, dtype="u1"), "used": np.array([True, False]), "lr": np.array(1e-3)}
 STATE = {"step": 7, "loss": [0.25, 1e-300]}
+CENTROIDS = np.arange(12, dtype="f4").reshape(3, 4) / 8 - 1
 CODES = (np.arange(25 * 2) * 37 % 251).astype("u1").reshape(25, 2)
 IDS = np.arange(25) * 10**15 - 3
+LISTS = np.arange(25) * 7 % 21  # 5 bits
 
 
-def spec(model):
-    return CodesSpec(model=model, D=4, M=3, K=16, dtype="float32", encoder={"A": 0, "B": 1})
+def spec(model, ivf_K=0):
+    return CodesSpec(model=model, D=4, M=3, K=16, dtype="float32", encoder={"A": 0, "B": 1}, ivf_K=ivf_K)
 
 
 def write(folder):
@@ -62,7 +68,13 @@ def write(folder):
         out.append(CODES, IDS)
     with (folder / "codes.arrow").open("wb") as sink, StreamWriter(sink, **codes) as out:
         out.append(CODES, IDS)
+    codes = {"spec": spec(header.fingerprint, 21), "with_ids": True, "count": 25}
+    with create_codes(folder / "lists.h5", **codes, source_stamp="", chunk_rows=8) as out:
+        out.append(CODES, IDS, LISTS)
+    with (folder / "lists.arrow").open("wb") as sink, StreamWriter(sink, **codes) as out:
+        out.append(CODES, IDS, LISTS)
     save_checkpoint(folder / "training.h5", config={"lr": 0.1}, arrays=ARRAYS, state=STATE)
+    save_centroids(folder / "centroids.h5", CENTROIDS, training={"mse": 0.5})
 
 
 def test_every_version_is_here():
@@ -83,14 +95,25 @@ def test_golden_files_are_read_and_verified(version):
         check_lineage(file.spec, stored.header)
         assert file.spec == reader.spec == spec(stored.header.fingerprint)
         assert len(file) == reader.count == 25
-        for codes, ids in [(file.read(0, 25), file.ids(0, 25)), *reader]:
-            np.testing.assert_array_equal(codes, CODES)
-            np.testing.assert_array_equal(ids, IDS)
+        for rows in (file.rows(0, 25), *reader):
+            np.testing.assert_array_equal(rows.codes, CODES)
+            np.testing.assert_array_equal(rows.ids, IDS)
+            assert rows.lists is None
+    with open_codes(folder / "lists.h5") as file, (folder / "lists.arrow").open("rb") as source:
+        reader = StreamReader(source)
+        assert file.spec == reader.spec == spec(stored.header.fingerprint, 21)
+        for rows in (file.rows(0, 25), *reader):
+            np.testing.assert_array_equal(rows.codes, CODES)
+            np.testing.assert_array_equal(rows.ids, IDS)
+            np.testing.assert_array_equal(rows.lists, LISTS)
     config, arrays, state = load_checkpoint(folder / "training.h5")
     assert (config, state) == ({"lr": 0.1}, STATE)
     for name, array in ARRAYS.items():
         np.testing.assert_array_equal(arrays[name], array)
         assert arrays[name].dtype == array.dtype
+    found = load_centroids(folder / "centroids.h5")
+    np.testing.assert_array_equal(found.centroids, CENTROIDS)
+    assert found.training == {"mse": 0.5}
 
 
 @pytest.mark.parametrize("version", FINGERPRINTS)
@@ -119,22 +142,38 @@ def test_the_documented_format_is_enough():
         ]
     assert model == fingerprint({"kind": "model", "config": config["model"], "arrays": entries})
 
-    with h5py.File(GOLDEN / "v1" / "codes.h5") as file:
-        config, codes, ids = json.loads(file.attrs["config"]), file["codes"][()], file["ids"][()]
-        rows = [slice(at, at + config["chunk_rows"]) for at in range(0, len(codes), config["chunk_rows"])]
-        assert [bytes(mark).hex() for mark in file["digests"]] == [
-            digest(codes[part].tobytes() + ids[part].tobytes()) for part in rows
-        ]
-        content = {"count": len(codes), "codes": digest(codes.tobytes()), "ids": digest(ids.tobytes())}
-        sizes = {name: config[name] for name in ("model", "M", "K")}
-        assert config["model"] == model
-        assert file.attrs["fingerprint"].decode() == fingerprint({"kind": "codes"} | sizes | content)
+    with h5py.File(GOLDEN / "v1" / "centroids.h5") as file:
+        data = file["arrays/centroids"]
+        entry = ["centroids", "<f4", list(data.shape), digest(data[()].tobytes())]
+        assert file.attrs["fingerprint"].decode() == fingerprint({"kind": "centroids", "arrays": [entry]})
 
-    reader = pa.ipc.open_stream((GOLDEN / "v1" / "codes.arrow").read_bytes())
-    metadata = {key.decode(): value.decode() for key, value in reader.schema.metadata.items()}
-    *_, (last, closing) = reader.iter_batches_with_custom_metadata()
-    assert last.num_rows == 0 and closing[b"qinco.count"] == b"25"
-    assert closing[b"qinco.checksum"].decode() == fingerprint({"metadata": metadata} | content)
+    for name in ("codes", "lists"):
+        with h5py.File(GOLDEN / "v1" / f"{name}.h5") as file:
+            config, codes, ids = json.loads(file.attrs["config"]), file["codes"][()], file["ids"][()]
+            stream = int.from_bytes(file["lists"][()].tobytes() if name == "lists" else b"", "little")
+            found = [bytes(mark).hex() for mark in file["digests"]]
+            fingerprinted = file.attrs["fingerprint"].decode()
+        content = {"count": len(codes), "codes": digest(codes.tobytes()), "ids": digest(ids.tobytes())}
+        sizes = {size: config[size] for size in ("model", "M", "K", "ivf_K") if size in config}
+        packed = [b""] * 3
+        if name == "lists":
+            lists = [stream >> (5 * row) & 31 for row in range(25)]
+            content["lists"] = digest(np.array(lists, "<i4").tobytes())
+            raw = stream.to_bytes(16, "little")  # 25 numbers of 5 bits
+            packed = [raw[:5], raw[5:10], raw[10:15], raw[15:]]
+        starts = range(0, 25, config["chunk_rows"])
+        rows = [slice(at, at + config["chunk_rows"]) for at in starts]
+        assert found == [
+            digest(codes[part].tobytes() + ids[part].tobytes() + more) for part, more in zip(rows, packed, strict=True)
+        ]
+        assert config["model"] == model
+        assert fingerprinted == fingerprint({"kind": "codes"} | sizes | content)
+
+        reader = pa.ipc.open_stream((GOLDEN / "v1" / f"{name}.arrow").read_bytes())
+        metadata = {key.decode(): value.decode() for key, value in reader.schema.metadata.items()}
+        *_, (last, closing) = reader.iter_batches_with_custom_metadata()
+        assert last.num_rows == 0 and closing[b"qinco.count"] == b"25"
+        assert closing[b"qinco.checksum"].decode() == fingerprint({"metadata": metadata} | content)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from qinco_core.errors import InputNotFoundError
-from qinco_core.store import StreamWriter, save_checkpoint, verify
+from qinco_core.store import StreamWriter, save_centroids, save_checkpoint, verify
 
 
 @pytest.fixture
@@ -15,10 +15,13 @@ def files(tmp_path, model_path, write, spec, rows):
     save_checkpoint(checkpoint, config={}, arrays={"w": np.ones(30)}, state={"step": 1})
     with stream.open("wb") as sink, StreamWriter(sink, spec, with_ids=False, count=100) as out:
         out.append(rows[0])
-    return {"model": model_path, "codes": codes, "checkpoint": checkpoint, "stream": stream}
+    centroids = tmp_path / "centroids.h5"
+    save_centroids(centroids, np.ones((4, 3)), training={})
+    files = {"centroids": centroids}
+    return files | {"model": model_path, "codes": codes, "checkpoint": checkpoint, "stream": stream}
 
 
-@pytest.mark.parametrize("kind", ["model", "codes", "checkpoint", "stream"])
+@pytest.mark.parametrize("kind", ["centroids", "model", "codes", "checkpoint", "stream"])
 def test_a_whole_file_passes_and_a_damaged_one_fails(files, kind):
     report = verify(files[kind])
     assert report.ok and report.kind == kind and len(report.checks) >= 2

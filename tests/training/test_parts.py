@@ -103,9 +103,9 @@ def test_an_epoch_draws_every_vector_once(sift_learn: Path) -> None:
     with open_vectors(sift_learn, limit=1100) as file:
         data = TrainingData(file, ModelConfig(D=128, K=16), TrainConfig(samples=1, encode_batch=250, val=100))
         v = file.read(0, 1000)
-        first = np.concatenate([data.draw(i).numpy() for i in range(4)])
-        again = np.concatenate([data.draw(i).numpy() for i in range(4, 8)])
-        assert np.array_equal(data.draw(2), first[500:750])
+        first = np.concatenate([data.draw(i)[0].numpy() for i in range(4)])
+        again = np.concatenate([data.draw(i)[0].numpy() for i in range(4, 8)])
+        assert np.array_equal(data.draw(2)[0], first[500:750])
     assert not np.array_equal(first, again)
     for drawn in (first, again):
         assert np.array_equal(v[np.lexsort(v.T)], drawn[np.lexsort(drawn.T)])

@@ -11,12 +11,23 @@ import pytest
 import torch
 
 from qinco_core.api import Codec
-from qinco_core.codec import reference
+from qinco_core.codec.engine import Engine
 from qinco_core.codec.network import Network
-from qinco_core.config import EncodeConfig, ModelConfig
-from qinco_core.errors import LineageError, OutputExistsError, TrainingError, UsageError, VectorFileError
+from qinco_core.codec.precision import plan
+from qinco_core.config import ModelConfig, TrainConfig
+from qinco_core.errors import (
+    DimensionError,
+    InputNotFoundError,
+    LineageError,
+    OutputExistsError,
+    TrainingError,
+    UsageError,
+    VectorFileError,
+)
 from qinco_core.evaluation.baselines import run_baseline
-from qinco_core.store import load_checkpoint
+from qinco_core.progress import Silent
+from qinco_core.store import Parent, load_centroids, load_checkpoint, save_centroids
+from qinco_core.training.data import TrainingData
 from qinco_core.training.trainer import Interrupted
 from qinco_core.vectors import open_vectors, write_vectors
 
@@ -191,37 +202,80 @@ def test_a_rate_far_too_high_is_noticed(learn: Path) -> None:
         run(learn, epochs=40, training={"lr": 30.0, "clip": 0.0, "warmup": 0.0})
 
 
-def test_ivf_models_train_from_given_centroids(learn: Path, tmp_path: Path) -> None:
-    """The loop feeds the network that later commands will: frozen centroids, lists apart from symbols."""
-    from qinco_core.codec.precision import plan
-    from qinco_core.progress import Silent
-    from qinco_core.training.log import TrainingLog
-    from qinco_core.training.recipes import recipe
-    from qinco_core.training.trainer import train
+@pytest.fixture(scope="module")
+def centroids(learn: Path) -> np.ndarray:
+    with open_vectors(learn) as file:
+        return file.read(0, 20).astype(np.float32)
 
-    model = ModelConfig(D=128, M=2, K=16, L=1, E=16, H=16, ivf_K=20)
-    search = EncodeConfig(A=4, B=4)
-    with open_vectors(learn) as file, TrainingLog(tmp_path / "log.jsonl") as log:
-        v = torch.from_numpy(file.read(0, 3500)).float()
-        result = train(
-            file,
-            model,
-            search,
-            recipe(model, search, len(file), epochs=3, changes=SHORT),
-            plan=plan("cpu"),
-            checkpoint=tmp_path / "c.h5",
-            log=log,
-            centroids_KD=v[:20],
-            progress=Silent(),
-        )
-    network = result.network
-    assert isinstance(network, Network)
+
+def test_ivf_models_train_from_given_centroids(learn: Path, centroids: np.ndarray, tmp_path: Path) -> None:
+    ours = run(learn, ivf=centroids)
+    save_centroids(tmp_path / "c.h5", centroids, training={})
+    np.save(tmp_path / "c.npy", centroids)
+    assert all(same(ours, run(learn, ivf=tmp_path / name)) for name in ("c.h5", "c.npy"))
+    np.testing.assert_allclose(ours.centroids, centroids, atol=1e-2)
+
+    header = ours.save(tmp_path / "model.h5")
+    parent = Parent("centroids", load_centroids(tmp_path / "c.h5").header.fingerprint)
+    assert header.parents == (parent,)
+    loaded = Codec.load(tmp_path / "model.h5")
+    assert loaded.parents == (parent,)
+
+    with open_vectors(learn) as file:
+        v = file.read(3500, 4000).astype(np.float32)
+    codes = loaded.encode(v)
+    assert codes.shape == (500, 5) and codes.dtype == np.int32
+    nearest = np.square(v[:, None] - centroids).sum(-1).argmin(1)
+    assert (codes[:, 0] == nearest).mean() > 0.99
+    error = np.square(loaded.decode(codes) - v).sum(1).mean()
+    assert error < 0.8 * np.square(centroids[nearest] - v).sum(1).mean()
+    assert ours.training["val_mse"] == pytest.approx(error, rel=0.1)
+
+
+@pytest.mark.parametrize("batches", [1, 5])
+def test_an_interrupted_ivf_run_resumes_exactly(
+    learn: Path, centroids: np.ndarray, tmp_path: Path, batches: int
+) -> None:
+    checkpoint = tmp_path / "training.h5"
+    with pytest.raises(Interrupted):  # asked once more for every 8,192 vectors that get their lists
+        run(learn, ivf=centroids, checkpoint=checkpoint, stop=stop_after(2 + 12 + batches))
+    with pytest.raises(LineageError, match="centroids was"):
+        run(learn, ivf=centroids + 1, checkpoint=checkpoint, resume=True)
+    with pytest.raises(LineageError, match="model ivf_K was 20 and is 0"):
+        run(learn, checkpoint=checkpoint, resume=True)
+    assert same(run(learn, ivf=centroids, checkpoint=checkpoint, resume=True), run(learn, ivf=centroids))
+
+
+def test_list_numbers_are_found_once_and_follow_their_vectors(learn: Path, centroids: np.ndarray) -> None:
+    network = Network(ModelConfig(D=128, M=2, K=16, L=1, E=16, H=16, ivf_K=20)).requires_grad_(False)
     assert network.centroids is not None
-    torch.testing.assert_close(network.denormalize(network.centroids), v[:20], rtol=1e-4, atol=1e-2)
-    codes, lists = reference.encode(network, network.normalize(v[:500]), search)
-    decoded = network.denormalize(network.decode(codes, lists_N=lists))
-    coarse = network.denormalize(network.centroids)[lists]
-    assert (decoded - v[:500]).square().sum() < 0.8 * (coarse - v[:500]).square().sum()
+    network.centroids.copy_(torch.from_numpy(centroids))
+    with open_vectors(learn) as file:
+        data = TrainingData(file, network.config, TrainConfig(samples=1, encode_batch=300, val=400))
+        engine = Engine(network, plan("cpu", "float32", 1))
+        data.assign(engine, Silent(), lambda: False)
+        v, lists = data.draw(3)
+        assert lists is not None and torch.equal(lists, engine.assign(v))
+        x, sampled = data.sample(network, torch.Generator())
+        assert sampled is not None and torch.equal(sampled, engine.assign(x))
+        assert data.val_lists is not None
+        assert torch.equal(data.val_lists.long(), engine.assign(torch.from_numpy(file.read(3600, 4000))))
+        with pytest.raises(KeyboardInterrupt):
+            data.assign(engine, Silent(), lambda: True)
+
+
+@pytest.mark.parametrize(
+    ("bad", "error", "says"),
+    [
+        (np.zeros((5, 96), np.float32), DimensionError, r"shape \(5, 96\), not \[ivf_K, 128\]"),
+        (np.zeros(128, np.float32), DimensionError, "shape"),
+        (np.full((5, 128), np.nan, np.float32), UsageError, "NaN"),
+        ("absent.h5", InputNotFoundError, "absent.h5 does not exist"),
+    ],
+)
+def test_centroids_that_cannot_be(learn: Path, bad: Any, error: type[Exception], says: str) -> None:
+    with pytest.raises(error, match=says):
+        run(learn, ivf=bad)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""From codes to answers: centroids, the coarse search, look-up decoders, lists on disk, the search cascade."""

@@ -1,0 +1,208 @@
+"""How good and how fast an index is at an operating point, and a file that remembers it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qinco_core.config import Metric, SearchConfig
+from qinco_core.errors import UsageError
+from qinco_core.evaluation.metrics import recall_at
+from qinco_core.evaluation.neighbors import exact_neighbors
+from qinco_core.files import storage_errors
+from qinco_core.index.tune import Point, Setting, explore
+from qinco_core.progress import Progress
+from qinco_core.store.artifact import Header, fingerprint_of
+from qinco_core.vectors import VectorFile
+
+_WARM = 16  # queries before the clock starts
+_SECONDS = 0.2  # of one repetition, at least
+_REPETITIONS = 3
+_LONG = 1.0  # seconds from which one repetition is enough
+_ROWS = 1 << 14  # vectors compared at a time
+_SINGLES = 200  # queries timed one at a time
+_TOGETHER = 1000  # queries searched together where only what they find counts
+
+Array = NDArray[Any]
+
+
+class Searches(Protocol):
+    """What measuring asks of an index."""
+
+    @property
+    def header(self) -> Header:
+        """Of the manifest."""
+
+    def search(
+        self, xq: Array, k: int = 10, params: SearchConfig | None = None, *, metric: Metric = "l2"
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Distances and ids, [nq, k]."""
+
+
+class Bench:
+    """Measures operating points of an index on queries with known neighbours.
+
+    Args:
+        index: open.
+        xq: queries [nq, D].
+        truth: ids of their true neighbours, nearest first, [nq, T].
+        setting: what to measure.
+    """
+
+    def __init__(self, index: Searches, xq: Array, truth: Array, setting: Setting) -> None:
+        self.setting = setting
+        self._index = index
+        self._xq = xq
+        self._truth = truth
+
+    @property
+    def key(self) -> str:
+        """What the measurements are of: index, queries, neighbours and setting."""
+        marks = [hashlib.blake2b(np.ascontiguousarray(a).data, digest_size=16).hexdigest() for a in self._parts]
+        fields = {"index": self._index.header.fingerprint, "queries": marks[0], "truth": marks[1]}
+        return fingerprint_of(fields | self.setting.fields())
+
+    @property
+    def _parts(self) -> tuple[Array, Array]:
+        return self._xq, self._truth[:, :1]
+
+    def __call__(self, params: SearchConfig) -> Point:
+        """Recall, and the median of repeated timings after a warm-up."""
+        at, single = self.setting.at, self.setting.batch == 1
+        self._search(params, _WARM, single=single)
+        started = time.perf_counter()
+        found = self._search(params, len(self._xq), single=False)
+        seconds = (time.perf_counter() - started) / len(self._xq)
+        recall = recall_at(found, self._truth, (at,))[at]
+        count = min(_SINGLES, len(self._xq)) if single else len(self._xq)
+        if single or seconds * count < _LONG:
+            seconds = _median_seconds(lambda: self._search(params, count, single=single)) / count
+        return Point(params, recall, seconds)
+
+    def _search(self, params: SearchConfig, count: int, *, single: bool) -> NDArray[np.int64]:
+        """The ids found for the first queries, one by one or in batches."""
+        step = 1 if single else self.setting.batch if self.setting.batch > 1 else _TOGETHER
+        at, metric = self.setting.at, self.setting.metric
+        starts = range(0, min(count, len(self._xq)), step)
+        parts = (self._xq[start : min(start + step, count)] for start in starts)
+        return np.concatenate([self._index.search(part, at, params, metric=metric)[1] for part in parts])
+
+
+def _median_seconds(work: Callable[[], object]) -> float:
+    """Seconds that the work takes."""
+    times: list[float] = []
+    for _ in range(_REPETITIONS):
+        runs, started = 0, time.perf_counter()
+        while not runs or time.perf_counter() - started < _SECONDS:
+            work()
+            runs += 1
+        times.append((time.perf_counter() - started) / runs)
+        if times[-1] > _LONG:
+            break
+    return statistics.median(times)
+
+
+def true_neighbors(vectors: VectorFile, xq: Array, metric: Metric) -> NDArray[np.int64]:
+    """The nearest vector of each query, its row number, [nq, 1].
+
+    Raises:
+        DimensionError: the vectors do not have the queries' dimension.
+        UsageError: the metric is "ip".
+    """
+    if metric == "ip":
+        raise UsageError("true neighbours by inner product are not computed here: give them with --groundtruth")
+    if metric == "cosine":
+        blocks = (_directions(block) for block in vectors.batches(_ROWS))
+        return exact_neighbors(blocks, _directions(xq), 1)[0]
+    return exact_neighbors(vectors.batches(_ROWS), xq, 1)[0]
+
+
+def _directions(v: Array) -> NDArray[np.float64]:
+    """The vectors at length 1; those without a direction stay 0."""
+    wide = v.astype(np.float64)
+    lengths = np.linalg.norm(wide, axis=1, keepdims=True)
+    return np.asarray(wide / np.where(lengths > 0, lengths, 1))
+
+
+class Notebook:
+    """Measured points as lines of JSON, so that an exploration that was stopped goes on where it was.
+
+    Args:
+        path: the file, which may be there, with measurements of other things too.
+        key: what is measured now.
+    """
+
+    def __init__(self, path: Path, key: str) -> None:
+        self.path = path
+        self.key = key
+
+    def read(self) -> list[Point]:
+        """The points measured under this key; lines that were cut or damaged do not count."""
+        points = []
+        for line in self.path.read_text("utf-8", "replace").splitlines() if self.path.exists() else ():
+            try:
+                entry = json.loads(line)
+                if entry["key"] == self.key:
+                    points.append(Point.parse(entry))
+            except (KeyError, TypeError, ValueError):
+                continue
+        return points
+
+    def append(self, point: Point) -> None:
+        """Note a point.
+
+        Raises:
+            StorageError: the disk is full or read-only.
+        """
+        with storage_errors(self.path), self.path.open("a+b") as handle:
+            handle.seek(max(0, handle.seek(0, 2) - 1))
+            cut = handle.read(1) not in (b"", b"\n")  # a kill may have left half a line
+            line = json.dumps({"key": self.key} | point.fields())
+            handle.write(b"\n" * cut + line.encode() + b"\n")
+
+
+def explore_noting(
+    bench: Bench,
+    points: Sequence[SearchConfig],
+    notebook: Notebook,
+    *,
+    budget: float = math.inf,
+    progress: Progress,
+    stop: Callable[[], bool] = lambda: False,
+) -> list[Point]:
+    """Explore operating points, noting each, until all are settled or `stop` says so.
+
+    Args:
+        bench: measures a point.
+        points: in the order to look at them.
+        notebook: what was measured before, and takes what is measured now.
+        budget: seconds a query.
+        progress: told of every point; those left out count too.
+        stop: asked after every point.
+
+    Returns:
+        All points of the notebook, old and new.
+    """
+    known = notebook.read()
+    measured = list(known)
+    progress.begin("tuning", len(points), "points")
+    place = {params: i for i, params in enumerate(points)}
+    done = 0
+    for point in explore(points, bench, known=known, budget=budget):
+        notebook.append(point)
+        measured.append(point)
+        progress.advance(place[point.params] + 1 - done, recall=point.recall, rate=1 / point.seconds)
+        done = place[point.params] + 1
+        if stop():
+            break
+    progress.end()
+    return measured

@@ -1,0 +1,192 @@
+"""What the entries of an index are made from: codes, or an index there is already.
+
+An entry has its packed symbols, its id, and one byte for each look-up decoder, its *residual norm*. With c the
+list's centroid and r the decoder's reconstruction of what is left of it,
+
+    ‖q − c − r‖² = ‖q − c‖² − 2⟨q, r⟩ + (‖c + r‖² − ‖c‖²)
+
+and the bracket is what is stored, 8 bits linear between its extremes on a sample. Shapes: n entries of a batch,
+M symbols, K codewords, D dimension, L lists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qinco_core.api import Codec
+from qinco_core.errors import LineageError, UsageError
+from qinco_core.index import kernels
+from qinco_core.index.additive import additive_sums
+from qinco_core.index.lists import Column, Entries
+from qinco_core.index.pairwise import Pairwise
+from qinco_core.store import CodeRows
+from qinco_core.store.codes import CodesFile
+from qinco_core.store.index import StoredIndex, smallest_ids
+
+Array = NDArray[Any]
+_ROWS = 1 << 15
+_SAMPLE = 1 << 15
+LOOKS = ("norms", "pair_norms")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Eight bits for a number: low + step · byte."""
+
+    low: float
+    step: float
+
+    @classmethod
+    def of(cls, values: Array) -> Scale:
+        """From the least to the largest of the values."""
+        low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 0.0)
+        return cls(low, (high - low) / 255)
+
+    def bytes(self, values: Array) -> NDArray[np.uint8]:
+        """The nearest byte of each value."""
+        return np.clip(np.rint((values - self.low) / (self.step or 1.0)), 0, 255).astype(np.uint8)
+
+
+class Estimator:
+    """Computes residual norms; one for the additive decoder, one more where there is a pairwise one."""
+
+    def __init__(self, codec: Codec, centroids_LD: Array, additive_MKD: Array, pairwise: Pairwise | None) -> None:
+        self.codec = codec
+        self._centroids, self._additive = centroids_LD, additive_MKD
+        self._pairwise = pairwise if pairwise is not None and len(pairwise.tables_TRD) else None
+
+    @property
+    def looks(self) -> tuple[str, ...]:
+        """The flat arrays that hold residual norms."""
+        return LOOKS[: 1 + (self._pairwise is not None)]
+
+    def columns(self, ids: np.dtype[Any]) -> dict[str, Column]:
+        """The flat arrays of an index."""
+        found = {"codes": Column((self.codec.config.code_bytes,), np.uint8), "ids": Column((), ids)}
+        return found | {look: Column((), np.uint8) for look in self.looks}
+
+    def norms(self, rows: CodeRows) -> dict[str, NDArray[np.float32]]:
+        """Residual norms float32 [n] by look."""
+        symbols, lists = self.codec.unpack(rows.codes), _lists(rows)
+        r = additive_sums(self._additive, symbols)
+        found = {"norms": kernels.residual_norms(r, lists, self._centroids)}
+        if self._pairwise is not None:
+            r += self._pairwise.interactions(symbols, lists)
+            found["pair_norms"] = kernels.residual_norms(r, lists, self._centroids)
+        return found
+
+
+def _lists(rows: CodeRows) -> NDArray[np.int32]:
+    return np.zeros(len(rows.codes), np.int32) if rows.lists is None else rows.lists.astype(np.int32)
+
+
+class CodesSource:
+    """The entries of a file of codes."""
+
+    def __init__(self, codes: CodesFile, estimator: Estimator, ids: Array | None = None, first_id: int = 0) -> None:
+        """Take codes and the ids of their rows: those given, else their own, else numbers from `first_id` on.
+
+        Raises:
+            UsageError: there are not as many ids as codes.
+        """
+        if ids is not None and len(ids) != len(codes):
+            raise UsageError(f"{len(ids)} ids for {len(codes)} codes of {codes.path}: give one id a code")
+        self._codes, self._estimator, self._ids, self._first = codes, estimator, ids, first_id
+        self._scales: dict[str, Scale] = {}
+
+    def scales(self) -> dict[str, Scale]:
+        """How the residual norms of such codes are stored: by a sample from all of them."""
+        found: dict[str, list[Array]] = {look: [] for look in self._estimator.looks}
+        chunks = range(0, self._codes.chunks, max(1, self._codes.chunks * self._codes.chunk_rows // _SAMPLE))
+        for number in chunks:
+            rows = self._codes.chunk(number).cut(0, _SAMPLE)
+            for look, values in self._estimator.norms(rows).items():
+                found[look].append(values)
+        return {look: Scale.of(np.concatenate(parts) if parts else np.empty(0)) for look, parts in found.items()}
+
+    def use(self, scales: dict[str, Scale]) -> None:
+        """Store residual norms by these scales."""
+        self._scales = scales
+
+    def heads(self) -> Iterator[tuple[Array, Array]]:
+        """Lists and ids, by batches."""
+        for _, rows, ids in self._batches():
+            yield _lists(rows), ids
+
+    def entries(self, first: int, last: int) -> Iterator[Entries]:
+        """The entries of the lists first..last - 1."""
+        for _, rows, ids in self._batches():
+            lists = _lists(rows)
+            wanted = (lists >= first) & (lists < last)
+            if not wanted.all():
+                rows = CodeRows(*(None if part is None else part[wanted] for part in rows))  # type: ignore[arg-type]
+                lists, ids = lists[wanted], ids[wanted]
+            if len(lists):
+                norms = {look: self._scales[look].bytes(v) for look, v in self._estimator.norms(rows).items()}
+                yield Entries(lists, ids, {"codes": rows.codes, **norms})
+
+    def _batches(self) -> Iterator[tuple[int, CodeRows, Array]]:
+        row = 0
+        for rows in self._codes.batches(_ROWS):
+            n = len(rows.codes)
+            if self._ids is not None:
+                ids = np.asarray(self._ids[row : row + n]).astype(np.int64)
+            elif rows.ids is not None:
+                ids = rows.ids
+            else:
+                ids = np.arange(self._first + row, self._first + row + n)
+            yield row, rows, ids
+            row += n
+
+
+class IndexSource:
+    """The entries that an index has already, without some ids."""
+
+    def __init__(self, index: StoredIndex, without: Array | None = None) -> None:
+        self._index = index
+        self._offsets = index.arrays["offsets"]
+        self._without = None if without is None else np.unique(without)
+
+    def heads(self) -> Iterator[tuple[Array, Array]]:
+        """Lists and ids, by batches."""
+        for batch in self._batches(0, len(self._offsets) - 1, ()):
+            yield batch.lists, batch.ids
+
+    def entries(self, first: int, last: int) -> Iterator[Entries]:
+        """The entries of the lists first..last - 1."""
+        yield from self._batches(first, last, [name for name in self._index.flat if name != "ids"])
+
+    def _batches(self, first: int, last: int, names: Any) -> Iterator[Entries]:
+        flat, end = self._index.flat, int(self._offsets[last])
+        for start in range(int(self._offsets[first]), end, _ROWS):
+            rows = slice(start, min(start + _ROWS, end))
+            lists = (np.searchsorted(self._offsets, np.arange(rows.start, rows.stop), "right") - 1).astype(np.int32)
+            ids = flat["ids"][rows].astype(np.int64)
+            columns = {name: flat[name][rows] for name in names}
+            if self._without is not None:
+                kept = ~np.isin(ids, self._without)
+                lists, ids = lists[kept], ids[kept]
+                columns = {name: values[kept] for name, values in columns.items()}
+            yield Entries(lists, ids, columns)
+
+
+def check_codes(codes: CodesFile, codec: Codec) -> None:
+    """Check that codes are of this model.
+
+    Raises:
+        LineageError: they are of another, or the model was never saved.
+    """
+    if codec.header is None or codes.spec.model != codec.header.fingerprint:
+        raise LineageError(
+            f"{codes.path} was made by the model {codes.spec.model}, not by this one; use that model, or encode again"
+        )
+
+
+def entry_bytes(codec: Codec, max_id: int, *, pairwise: bool) -> int:
+    """Bytes of an entry in the flat arrays."""
+    return codec.config.code_bytes + smallest_ids(max_id).itemsize + 1 + pairwise

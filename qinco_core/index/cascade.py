@@ -1,0 +1,273 @@
+"""The search cascade (method §6): lists, additive look-up, pairwise re-score, network decode, original vectors.
+
+Every stage re-scores the best candidates of the one before and leaves the others where they are, behind them.
+Work is cut into small parts that one thread does with torch to itself. Shapes: Q queries, n candidates,
+D dimension, L lists, M symbols, K codewords, X = M·K.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional as F
+
+from qinco_core.codec.engine import Engine
+from qinco_core.codec.packing import unpack
+from qinco_core.codec.workers import run_parallel
+from qinco_core.config import Metric, SearchConfig
+from qinco_core.index import kernels
+from qinco_core.index.build import Scale
+from qinco_core.index.coarse import Coarse
+from qinco_core.index.pairwise import Pairwise
+from qinco_core.store.index import StoredIndex
+from qinco_core.vectors import VectorFile
+
+Array = NDArray[Any]
+
+METRICS: dict[str, int] = {"l2": 0, "ip": 1, "cosine": 2}
+# queries looked up together by one thread, so that their tables stay in its cache; candidates decoded together
+_QUERIES, _DECODED = 32, 2048
+# entries that one query must look at for its lists to be shared between threads
+_SHARED = 1 << 17
+
+
+@dataclasses.dataclass
+class Candidates:
+    """The candidates of some queries; the smaller the score the better.
+
+    Attributes:
+        q: queries, float32 [Q, D]; of length 1 for cosines.
+        score, place: float32 and int64 [Q, n]; entry −1 with score infinity is none.
+        heads: how many at the front each stage scored, falling; what a stage left behind keeps its place.
+    """
+
+    q: Array
+    score: Array
+    place: Array
+    heads: list[int]
+
+    def best(self, k: int) -> tuple[Array, Array]:
+        """Scores and places of the k best [Q, k]."""
+        score, place = self.score.copy(), self.place.copy()
+        ends = [0, *sorted(set(self.heads))]
+        for begin, end in itertools.pairwise(ends):
+            if begin < k:
+                kernels.rank(score, place, begin, end, min(end, k) - begin)
+        return score[:, :k], place[:, :k]
+
+
+class Cascade:
+    """The stages over one open index; safe to share by threads."""
+
+    def __init__(self, stored: StoredIndex, engine: Engine, coarse: Coarse, pairwise: Pairwise | None) -> None:
+        self._stored, self._engine, self._coarse, self._pairwise = stored, engine, coarse, pairwise
+        self._host = dataclasses.replace(engine.plan, device=torch.device("cpu"))
+        arrays, flat = stored.arrays, stored.flat
+        self._offsets, self._centroids, self._codes = arrays["offsets"], arrays["centroids"], flat["codes"]
+        self._centroid_norms = np.square(self._centroids).sum(1)
+        N, W = self._codes.shape
+        self._arrays = kernels.Arrays(
+            self._centroids,
+            self._centroid_norms,
+            self._offsets,
+            self._codes,
+            np.empty((N, 0), np.uint64) if W % 8 or not N else self._codes.view(np.uint64),
+            flat["norms"],
+            flat["ids"],
+        )
+        self._scales = {look: Scale(**scale) for look, scale in stored.config["scales"].items()}
+        M, K, D = arrays["additive"].shape
+        self._M, self._K, self._bits = M, K, K.bit_length() - 1
+        dtype = engine.plan.dtype if engine.plan.device.type == "cpu" else torch.float32
+        self._additive = torch.from_numpy(arrays["additive"].reshape(M * K, D)).to(dtype)
+        self._centroid_table = torch.from_numpy(self._centroids).to(dtype)
+        self._half_norms = torch.from_numpy(self._centroid_norms / -2).to(dtype)
+
+    def run(
+        self,
+        q_QD: Array,
+        k: int,
+        params: SearchConfig,
+        metric: Metric,
+        chosen: kernels.Chosen,
+        originals: VectorFile | None,
+        see: Callable[[str, float, Candidates], None],
+    ) -> Candidates:
+        """Search, and show the candidates after every stage to `see` with its name and seconds."""
+        if metric == "cosine":
+            q_QD = q_QD / np.maximum(np.linalg.norm(q_QD, axis=1, keepdims=True), 1e-30)
+        stages = plan_stages(k, params, pairwise=self._pairwise is not None, originals=originals is not None)
+        started = time.perf_counter()
+        found = self._scan(q_QD, stages[0][1], params, metric, chosen)
+        see("scan", time.perf_counter() - started, found)
+        for name, n in stages[1:]:
+            started = time.perf_counter()
+            n = min(n, found.heads[-1])
+            self._cut(found, n)
+            if name == "pairwise":
+                self._rescore(found, n, metric)
+            elif name == "qinco":
+                self._decode(found, n, metric)
+            elif originals is not None:
+                self._compare(found, n, metric, originals)
+            found.heads.append(n)
+            see(name, time.perf_counter() - started, found)
+        return found
+
+    def _scan(self, q: Array, n: int, params: SearchConfig, metric: Metric, chosen: kernels.Chosen) -> Candidates:
+        n = min(n, len(self._codes))
+        nprobe = min(params.nprobe, len(self._centroids))
+        through = metric == "l2" and params.ef > 0
+        lists = self._coarse.nearest(q, nprobe, params.ef)[0] if through else None
+        looks = nprobe * len(self._codes) / len(self._centroids)
+        if len(q) < self._host.threads and looks > _SHARED:
+            return self._scan_shared(q, n, nprobe, lists, metric, chosen)
+        score, place = np.empty((len(q), n), np.float32), np.empty((len(q), n), np.int64)
+
+        def work(rows: slice) -> None:
+            probed = self._probe(q[rows], nprobe, metric) if lists is None else lists[rows]
+            self._scan_rows(q[rows], probed, metric, chosen, score[rows], place[rows])
+
+        run_parallel(work, _slices(len(q), _QUERIES, self._host.threads), self._host)
+        return Candidates(q, score, place, [n])
+
+    def _scan_shared(
+        self, q: Array, n: int, nprobe: int, lists: Array | None, metric: Metric, chosen: kernels.Chosen
+    ) -> Candidates:
+        """The scan of few queries, every thread taking some of their lists."""
+        probed = self._probe(q, nprobe, metric) if lists is None else lists
+        parts = [np.ascontiguousarray(probed[:, i :: self._host.threads]) for i in range(self._host.threads)]
+
+        def work(part: Array) -> tuple[Array, Array]:
+            score, place = np.empty((len(q), n), np.float32), np.empty((len(q), n), np.int64)
+            self._scan_rows(q, part, metric, chosen, score, place)
+            return score, place
+
+        found = run_parallel(work, parts, self._host)
+        score, place = (np.concatenate(column, axis=1) for column in zip(*found, strict=True))
+        kernels.partition(score, place, score.shape[1], n)
+        return Candidates(q, np.ascontiguousarray(score[:, :n]), np.ascontiguousarray(place[:, :n]), [n])
+
+    def _probe(self, q: Array, nprobe: int, metric: Metric) -> Array:
+        """The nprobe best lists of every query, int32 [Q, nprobe], all centroids compared."""
+        L = len(self._centroids)
+        if nprobe == L:
+            return np.broadcast_to(np.arange(L, dtype=np.int32), (len(q), L))
+        # q·c − ‖c‖²/2 is largest for the nearest centroid, q·c for the largest inner product
+        norms = self._half_norms if metric == "l2" else None
+        closeness = F.linear(torch.from_numpy(q).to(self._centroid_table.dtype), self._centroid_table, norms)
+        place = np.empty((len(q), nprobe), np.int64)
+        kernels.smallest(closeness.float().neg_().numpy(), nprobe, place)
+        return place.astype(np.int32)
+
+    def _scan_rows(
+        self, q: Array, lists: Array, metric: Metric, chosen: kernels.Chosen, score: Array, place: Array
+    ) -> None:
+        table = F.linear(torch.from_numpy(q).to(self._additive.dtype), self._additive).float()
+        table *= -2 if metric == "l2" else -1
+        look = kernels.Look(self._M, self._bits, METRICS[metric], *dataclasses.astuple(self._scales["norms"]))
+        kernels.scan(q, table.numpy(), np.ascontiguousarray(lists), self._arrays, look, chosen, score, place)
+
+    def _cut(self, found: Candidates, n: int) -> None:
+        """Bring the n best candidates of the last stage to the front."""
+
+        def work(rows: slice) -> None:
+            kernels.partition(found.score[rows], found.place[rows], found.heads[-1], n)
+
+        run_parallel(work, _slices(len(found.q), 256, self._host.threads), self._host)
+
+    def _lists(self, place: Array) -> Array:
+        return np.searchsorted(self._offsets, place, "right") - 1
+
+    def _rescore(self, found: Candidates, n: int, metric: Metric) -> None:
+        """The pairwise decoder's scores in place of the scan's."""
+        pairwise = self._pairwise
+        assert pairwise is not None
+        scales = [self._scales["norms"], self._scales["pair_norms"]]
+        norms = [self._stored.flat["norms"], self._stored.flat["pair_norms"]]
+
+        def work(rows: slice) -> None:
+            place = found.place[rows, :n]
+            entry = np.maximum(place, 0)
+            lists = self._lists(entry)
+            symbols = unpack(self._codes[entry.ravel()], self._M, self._K).reshape(*entry.shape, self._M)
+            inner = pairwise.products(found.q[rows], symbols, lists)
+            before, after = (s.low + s.step * v[entry].astype(np.float32) for s, v in zip(scales, norms, strict=True))
+            score = found.score[rows, :n]
+            if metric == "l2":
+                score += after - before - 2 * inner
+            elif metric == "ip":
+                score -= inner
+            else:
+                c = self._centroid_norms[lists]
+                score *= np.sqrt(np.maximum(c + before, 1e-12))
+                score -= inner
+                score /= np.sqrt(np.maximum(c + after, 1e-12))
+            score[place < 0] = np.inf
+
+        run_parallel(work, _slices(len(found.q), 64, self._host.threads), self._host)
+
+    def _decode(self, found: Candidates, n: int, metric: Metric) -> None:
+        """Scores by the network's reconstructions."""
+        place = found.place[:, :n].ravel()
+        score = np.empty(len(place), np.float32)
+        q = torch.from_numpy(found.q)
+
+        def work(rows: slice) -> None:
+            entry = np.maximum(place[rows], 0)
+            codes = torch.from_numpy(unpack(self._codes[entry], self._M, self._K).astype(np.int64))
+            if self._engine.config.ivf_K:
+                codes = torch.cat([torch.from_numpy(self._lists(entry))[:, None], codes], dim=1)
+            xhat = self._engine.decode_rows(codes).cpu()
+            query = torch.arange(rows.start, rows.stop) // n
+            score[rows] = compare(q.index_select(0, query), xhat, metric).numpy()
+
+        size = _DECODED if self._engine.plan.device.type == "cpu" else 1 << 18
+        with torch.no_grad():
+            run_parallel(work, _slices(len(place), size, self._host.threads), self._engine.plan)
+        score[place < 0] = np.inf
+        found.score[:, :n] = score.reshape(len(found.q), n)
+
+    def _compare(self, found: Candidates, n: int, metric: Metric, originals: VectorFile) -> None:
+        """Scores by the original vectors, which ids number."""
+        place = found.place[:, :n]
+        rows, inverse = np.unique(self._arrays.ids[np.maximum(place, 0)].astype(np.int64), return_inverse=True)
+        vectors = torch.from_numpy(originals.take(rows).astype(np.float32))
+        inverse = inverse.reshape(place.shape)
+        for i in range(len(place)):
+            q = torch.from_numpy(found.q[i]).expand(n, -1)
+            found.score[i, :n] = compare(q, vectors[torch.from_numpy(inverse[i])], metric).numpy()
+        found.score[:, :n][place < 0] = np.inf
+
+
+def compare(q_ND: torch.Tensor, x_ND: torch.Tensor, metric: Metric) -> torch.Tensor:
+    """Squared distances, negative inner products or negative cosines (of q of length 1), row by row [N]."""
+    if metric == "l2":
+        return (q_ND - x_ND).square_().sum(1)
+    inner = -(q_ND * x_ND).sum(1)
+    return inner if metric == "ip" else inner / torch.linalg.vector_norm(x_ND, dim=1).clamp_(min=1e-30)
+
+
+def plan_stages(k: int, params: SearchConfig, *, pairwise: bool, originals: bool) -> list[tuple[str, int]]:
+    """The stages to run and how many candidates each scores; the scan keeps at least k and what the next one needs."""
+    stages = []
+    if params.rerank != "none" and params.n_mid and pairwise:
+        stages.append(("pairwise", params.n_mid))
+    if params.rerank in ("qinco", "exact") and params.n_short:
+        stages.append(("qinco", params.n_short))
+    if params.rerank == "exact" and params.n_exact and originals:
+        stages.append(("exact", params.n_exact))
+    return [("scan", max([k] + [n for _, n in stages])), *stages]
+
+
+def _slices(count: int, size: int, threads: int) -> list[slice]:
+    """Rows cut into parts of at most `size`, and at least one for every thread if there are as many."""
+    size = max(1, min(size, -(-count // threads)))
+    return [slice(at, min(at + size, count)) for at in range(0, count, size)]

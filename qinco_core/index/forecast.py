@@ -1,0 +1,33 @@
+"""How large an index is going to be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from qinco_core.api import Codec
+from qinco_core.errors import UsageError
+from qinco_core.index.build import Estimator
+from qinco_core.index.pairwise import Pairwise
+from qinco_core.store.index import smallest_ids
+
+
+def bytes_per_entry(codec: Codec, pairwise: str | Path | None, largest_id: int) -> int:
+    """Bytes of an entry in the flat arrays of an index.
+
+    Args:
+        codec: the saved model.
+        pairwise: the pairwise decoder's artifact, if the index is to have one.
+        largest_id: of the entries.
+
+    Raises:
+        LineageError: the decoder is of another model.
+        UsageError: the model was not saved.
+    """
+    if codec.header is None:
+        raise UsageError("save the model first: an index names the model that made its codes")
+    decoder = None if pairwise is None else Pairwise.load(pairwise, codec.header, codec.centroids)
+    nothing = np.empty((0, codec.config.D), np.float32)
+    columns = Estimator(codec, nothing, nothing, decoder).columns(smallest_ids(largest_id))
+    return sum(int(np.prod(c.shape, dtype=np.int64)) * np.dtype(c.dtype).itemsize for c in columns.values())

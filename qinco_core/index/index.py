@@ -1,0 +1,408 @@
+"""The library's other class: an index of codes, searched by a cascade.
+
+Shapes: nq queries, D dimension, k results, N entries.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from qinco_core.api import Codec
+from qinco_core.config import Metric, ModelConfig, SearchConfig
+from qinco_core.errors import DimensionError, LineageError, UsageError
+from qinco_core.index.build import CodesSource, IndexSource, Scale, check_codes
+from qinco_core.index.cascade import METRICS, Candidates, Cascade
+from qinco_core.index.coarse import Coarse
+from qinco_core.index.found import Found, Stage, check_queries
+from qinco_core.index.kernels import Chosen
+from qinco_core.index.pairwise import Pairwise
+from qinco_core.index.pairwise_fit import FitConfig
+from qinco_core.index.rewrite import Origin, Writer, identity, origins, unchanged
+from qinco_core.index.training_codes import fit_to_vectors
+from qinco_core.progress import Progress, Silent
+from qinco_core.store import Header, open_codes
+from qinco_core.store.index import StoredIndex, load_index, locked, save_manifest
+from qinco_core.vectors import VectorFile
+
+# queries that go through the cascade together
+_QUERIES = 1024
+
+
+class Index:
+    """An open index; a context manager. Searches may run in several threads at once.
+
+    Attributes:
+        codec: the model of its codes.
+        folder: where it lies.
+    """
+
+    def __init__(self, stored: StoredIndex, codec: Codec, pairwise: Pairwise | None) -> None:
+        self.codec = codec
+        self.folder = stored.folder
+        self._pairwise = pairwise if pairwise is not None and len(pairwise.tables_TRD) else None
+        self._use(stored)
+
+    def _use(self, stored: StoredIndex) -> None:
+        self._stored = stored
+        graph = stored.file("coarse") if "coarse" in stored.config["files"] else None
+        coarse = Coarse(stored.arrays["centroids"], threads=self.codec.plan.threads, device="cpu", hnsw_path=graph)
+        self._cascade = Cascade(stored, self.codec.engine, coarse, self._pairwise)
+
+    @classmethod
+    def build(
+        cls,
+        path: str | Path,
+        codec: Codec | str | Path,
+        codes: str | Path,
+        *,
+        pairwise: str | Path | None = None,
+        train: VectorFile | None = None,
+        ids: NDArray[Any] | None = None,
+        memory: int = 1 << 30,
+        force: bool = False,
+        progress: Progress | None = None,
+    ) -> Index:
+        """Make an index of codes and open it.
+
+        Args:
+            path: the folder to write.
+            codec: the model that made the codes, saved; or its path.
+            codes: a codes artifact.
+            pairwise: a pairwise artifact, which has the additive codebooks too; or
+            train: vectors to fit the additive codebooks to; they are encoded here.
+            ids: of the codes, integers [N]; by default those in the artifact, or row numbers.
+            memory: bytes that sorting may take; more passes are made where it is little.
+            force: replace an index.
+            progress: told of every pass.
+
+        Raises:
+            LineageError: codes or pairwise decoder are of another model.
+            OutputExistsError: there is an index, and `force` is false.
+            UsageError: neither `pairwise` nor `train` is given, or ids do not fit.
+        """
+        progress = progress or Silent()
+        codec = codec if isinstance(codec, Codec) else Codec.load(codec)
+        folder = Path(path)
+        with locked(folder, new=True, force=force), open_codes(codes) as file:
+            check_codes(file, codec)
+            decoder = None if pairwise is None else _load_pairwise(pairwise, codec)
+            if decoder is not None:
+                additive = decoder.additive_MKD
+            elif train is not None:
+                additive = fit_to_vectors(codec, train, None, FitConfig(tables=0), progress).additive_MKD
+            else:
+                raise UsageError("an index needs additive codebooks: give a pairwise artifact, or training vectors")
+            writer = Writer(folder, codec, additive, decoder, memory)
+            source = CodesSource(file, writer.estimator, ids)
+            scales = source.scales()
+            source.use(scales)
+            made_from: list[Origin] = [(codec.identity, codec.path), (identity(file.header), file.path)]
+            if decoder is not None and decoder.header is not None and pairwise is not None:
+                made_from.append((identity(decoder.header), Path(pairwise)))
+            writer.create([source], scales, made_from, progress)
+        return cls(load_index(folder), codec, decoder)
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        model: Codec | str | Path | None = None,
+        pairwise: str | Path | None = None,
+        device: str = "auto",
+        precision: str = "auto",
+        threads: int | None = None,
+    ) -> Index:
+        """Open an index.
+
+        Args:
+            path: its folder.
+            model: the model, open or by its path; by default where it was when the index was made.
+            pairwise: likewise the pairwise decoder.
+            device: where the network decodes: "auto", "cpu" or "cuda".
+            precision: as in `Codec.load`.
+            threads: CPU threads; torch's number by default.
+
+        Raises:
+            InputNotFoundError: there is no index, or a file it needs is gone.
+            ArtifactError: a file is damaged.
+            LineageError: the model, the codes or the pairwise decoder were replaced since.
+        """
+        stored = load_index(path)
+        for parent, where in origins(stored, "codes"):
+            unchanged(stored, parent, where, needed=False)
+        ((parent, where),) = origins(stored, "model")
+        if not isinstance(model, Codec):
+            where = where if model is None else Path(model)
+            unchanged(stored, parent, where, needed=True)
+            assert where is not None
+            model = Codec.load(where, device=device, precision=precision, threads=threads)
+        if model.identity != parent:
+            raise LineageError(
+                f"{stored.folder} was made with the model {parent.fingerprint}, not with {model.identity.fingerprint}; "
+                "use that model, or build the index again: qinco index --force"
+            )
+        decoder = None
+        for parent, where in origins(stored, "pairwise"):
+            where = where if pairwise is None else Path(pairwise)
+            unchanged(stored, parent, where, needed=True)
+            assert where is not None
+            decoder = _load_pairwise(where, model)
+        return cls(stored, model, decoder)
+
+    def __len__(self) -> int:
+        """Entries N."""
+        return len(self._stored.flat["ids"])
+
+    @property
+    def header(self) -> Header:
+        """The manifest's header."""
+        return self._stored.header
+
+    @property
+    def config(self) -> ModelConfig:
+        """What the model is."""
+        return self.codec.config
+
+    @property
+    def dim(self) -> int:
+        """Dimension D of the vectors."""
+        return self.codec.config.D
+
+    @property
+    def name(self) -> str:
+        """The index in messages."""
+        return str(self.folder)
+
+    @property
+    def threads(self) -> int:
+        """CPU threads that searches use."""
+        return self.codec.plan.threads
+
+    @property
+    def nlist(self) -> int:
+        """Number of lists; 1 without an IVF."""
+        return len(self._stored.arrays["offsets"]) - 1
+
+    @property
+    def max_id(self) -> int:
+        """The largest id, -1 of an empty index."""
+        return int(self._stored.config["max_id"])
+
+    @property
+    def has_pairwise(self) -> bool:
+        """Whether there is a pairwise decoder to re-score with."""
+        return self._pairwise is not None
+
+    @property
+    def front(self) -> list[dict[str, Any]]:
+        """The operating points that `qinco tune` found, as JSON objects."""
+        return self._stored.front
+
+    def save_front(self, points: list[dict[str, Any]]) -> None:
+        """Put operating points into the manifest."""
+        with locked(self.folder, new=False, force=False):
+            stored = load_index(self.folder)
+            save_manifest(self.folder, stored.config, stored.arrays, stored.header.parents, points)
+            self._stored = load_index(self.folder)
+
+    def memory_bytes(self, params: SearchConfig) -> int:
+        """Bytes of the arrays and tables that searches with these parameters read."""
+        flat = self._stored.flat
+        total = sum(array.nbytes for name, array in flat.items() if name != "pair_norms")
+        total += sum(array.nbytes for array in self._stored.arrays.values())
+        if self._pairwise is not None and params.rerank != "none" and params.n_mid:
+            total += self._pairwise.tables_TRD.nbytes + flat["pair_norms"].nbytes
+        if params.rerank in ("qinco", "exact") and params.n_short:
+            total += 3 * sum(array.nbytes for array in self.codec.network.to_arrays().values())
+        return total
+
+    def search(
+        self,
+        xq: NDArray[Any],
+        k: int = 10,
+        params: SearchConfig | None = None,
+        *,
+        metric: Metric = "l2",
+        allow: ArrayLike | None = None,
+        deny: ArrayLike | None = None,
+        originals: VectorFile | None = None,
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """The k nearest entries of every query.
+
+        Args:
+            xq: queries [nq, D], any real dtype.
+            k: results a query.
+            params: the operating point.
+            metric: "l2", "ip" or "cosine".
+            allow: the only ids to find; or
+            deny: ids not to find.
+            originals: the original vectors, numbered by the ids, for `rerank="exact"`.
+
+        Returns:
+            Distances float32 [nq, k] and ids int64 [nq, k]. "l2" distances are squared and ascending, similarities
+            descend; of results that the last stage did not reach they are the estimates of the stage before. Missing
+            results have id −1 and distance inf, or −inf.
+
+        Raises:
+            DimensionError: the queries are not the index's.
+            UsageError: a parameter is wrong.
+            VectorFileError: a query holds NaN or infinity.
+        """
+        found = self._search(xq, k, params, metric, allow, deny, originals, stages=False)
+        return found.distances, found.ids
+
+    def search_stages(
+        self,
+        xq: NDArray[Any],
+        k: int = 10,
+        params: SearchConfig | None = None,
+        *,
+        metric: Metric = "l2",
+        allow: ArrayLike | None = None,
+        deny: ArrayLike | None = None,
+        originals: VectorFile | None = None,
+    ) -> Found:
+        """`search`, with the ranking and the time of every stage."""
+        return self._search(xq, k, params, metric, allow, deny, originals, stages=True)
+
+    def _search(
+        self,
+        xq: NDArray[Any],
+        k: int,
+        params: SearchConfig | None,
+        metric: Metric,
+        allow: ArrayLike | None,
+        deny: ArrayLike | None,
+        originals: VectorFile | None,
+        *,
+        stages: bool,
+    ) -> Found:
+        params = params or SearchConfig(nprobe=min(16, self.nlist))
+        q = check_queries(xq, k, dim=self.dim, count=len(self))
+        self._check(params, metric, originals)
+        chosen = _filter(allow, deny)
+        cascade, ids = self._cascade, self._stored.flat["ids"]
+        distances, found = np.empty((len(q), k), np.float32), np.empty((len(q), k), np.int64)
+        rankings: dict[str, list[NDArray[np.int64]]] = {}
+        seconds: dict[str, float] = {}
+
+        def see(name: str, spent: float, candidates: Candidates) -> None:
+            seconds[name] = seconds.get(name, 0.0) + spent
+            if stages:
+                rankings.setdefault(name, []).append(_ids(ids, candidates.best(k)[1]))
+
+        for at in range(0, len(q), _QUERIES):
+            rows = slice(at, at + _QUERIES)
+            score, place = cascade.run(q[rows], k, params, metric, chosen, originals, see).best(k)
+            distances[rows], found[rows] = score, _ids(ids, place)
+        if metric == "l2":
+            np.maximum(distances, 0, out=distances)
+        else:
+            np.negative(distances, out=distances)
+        spent = tuple(Stage(name, seconds[name], np.concatenate(parts)) for name, parts in rankings.items())
+        return Found(distances, found, spent)
+
+    def _check(self, params: SearchConfig, metric: str, originals: VectorFile | None) -> None:
+        if metric not in METRICS:
+            raise UsageError(f"no metric {metric!r}; there are {', '.join(METRICS)}")
+        if params.nprobe > self.nlist:
+            raise UsageError(f"nprobe = {params.nprobe}, but the index has {self.nlist} lists: use 1 to {self.nlist}")
+        if params.rerank == "pairwise" and self._pairwise is None:
+            raise UsageError(f"{self.folder} has no pairwise decoder: build it with one (qinco pairwise, qinco index)")
+        if params.rerank != "exact":
+            return
+        if originals is None:
+            raise UsageError("re-ranking by original vectors needs them: give their file")
+        if originals.dim != self.dim:
+            raise DimensionError(f"{originals.name} has dimension {originals.dim}, but the index has {self.dim}")
+        if self.max_id >= len(originals):
+            raise UsageError(
+                f"{originals.name} has {len(originals)} vectors, but the index has the id {self.max_id}: ids must "
+                "be row numbers of the original vectors"
+            )
+
+    def add(
+        self,
+        codes: str | Path,
+        *,
+        ids: NDArray[Any] | None = None,
+        memory: int = 1 << 30,
+        progress: Progress | None = None,
+    ) -> None:
+        """Add codes of the same model; the array files are written anew.
+
+        Args:
+            codes: a codes artifact.
+            ids: integers [n]; by default those in the artifact, or numbers from the largest id on.
+            memory: as in `build`.
+            progress: told of every pass.
+
+        Raises:
+            LineageError: the codes are of another model.
+        """
+        with locked(self.folder, new=False, force=False), open_codes(codes) as file:
+            check_codes(file, self.codec)
+            stored = load_index(self.folder)
+            writer = Writer(self.folder, self.codec, stored.arrays["additive"], self._pairwise, memory)
+            source = CodesSource(file, writer.estimator, ids, stored.config["max_id"] + 1)
+            source.use({look: Scale(**scale) for look, scale in stored.config["scales"].items()})
+            made_from = [(identity(file.header), file.path)]
+            writer.rewrite(stored, [IndexSource(stored), source], made_from, progress or Silent())
+        self._use(load_index(self.folder))
+
+    def remove(self, ids: ArrayLike, *, memory: int = 1 << 30, progress: Progress | None = None) -> int:
+        """Remove entries by their ids, integers [n]; ids that are not there are passed over. Returns how many went."""
+        unwanted = np.asarray(ids)
+        if unwanted.ndim != 1 or (unwanted.size and unwanted.dtype.kind not in "iu"):
+            raise UsageError(f"ids to remove are integers in one dimension, not {unwanted.dtype} {unwanted.shape}")
+        before = len(self)
+        with locked(self.folder, new=False, force=False):
+            stored = load_index(self.folder)
+            writer = Writer(self.folder, self.codec, stored.arrays["additive"], self._pairwise, memory)
+            writer.rewrite(stored, [IndexSource(stored, unwanted)], [], progress or Silent())
+        self._use(load_index(self.folder))
+        return before - len(self)
+
+    def close(self) -> None:
+        """Let go of the files; the index cannot be searched any more."""
+        self.__dict__.pop("_cascade", None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _load_pairwise(path: str | Path, codec: Codec) -> Pairwise:
+    assert codec.header is not None
+    return Pairwise.load(path, codec.header, codec.centroids)
+
+
+def _filter(allow: ArrayLike | None, deny: ArrayLike | None) -> Chosen:
+    """What `allow` and `deny` ask for.
+
+    Raises:
+        UsageError: both are given, or one is no row of integers.
+    """
+    if allow is not None and deny is not None:
+        raise UsageError("allow and deny exclude one another: give one of the two")
+    if allow is None and deny is None:
+        return Chosen(0, np.empty(0, np.int64))
+    ids = np.asarray(allow if deny is None else deny)
+    if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
+        raise UsageError(f"ids to allow or deny are integers in one dimension, not {ids.dtype} {ids.shape}")
+    return Chosen(1 if deny is None else 2, np.unique(ids).astype(np.int64))
+
+
+def _ids(ids: NDArray[Any], place: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The ids of places, −1 for the place −1."""
+    return np.where(place < 0, -1, ids[np.maximum(place, 0)]).astype(np.int64)

@@ -1,0 +1,176 @@
+"""The look-up decoders of a model: additive, and with interactions of pairs of symbols on top (method §6).
+
+    x̂ ≈ c + a + s,    a = Σ_m T_m[k_m],    s = Σ_t I_t[k_first(t) · K + k_second(t)]
+
+c is the list's centroid (the mean vector without an IVF). The *streams* that pairs are made of are the M symbols
+of a code and X symbols that re-code its list's centroid. Interaction tables are int8 with one common scale, so
+that the sum over tables is one of small integers; a row of D bytes per table is all that a candidate costs.
+Shapes: n codes, M symbols, K codewords, D dimension, T tables, R = K² rows, L lists, S = M + X streams.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from qinco_core.config import ModelConfig
+from qinco_core.errors import LineageError
+from qinco_core.index.additive import additive_sums
+from qinco_core.store import Header, Parent
+from qinco_core.store.pairwise import load_pairwise, save_pairwise
+
+Array = NDArray[Any]
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Pairwise:
+    """The decoders, fitted or loaded.
+
+    Attributes:
+        centroids_LD: float32 [L, D], not normalised; of a model without an IVF its one mean vector.
+        additive_MKD: float32 [M, K, D].
+        pairs_2T: the two streams of each table, int32.
+        tables_TRD: int8 [T, K², D], in units of `scale`; memory-mapped where it was loaded.
+        scale: what the tables' entries are multiplied by.
+        list_symbols_LX: symbols of the lists, uint16 [L, X]; [1, 0] without an IVF.
+        header: of the artifact it was loaded from.
+        training: figures of the fit.
+    """
+
+    centroids_LD: Floats
+    additive_MKD: Floats
+    pairs_2T: NDArray[np.int32]
+    tables_TRD: NDArray[np.int8]
+    scale: float
+    list_symbols_LX: NDArray[np.uint16]
+    header: Header | None = None
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, path: str | Path, model: Header, centroids_LD: Floats | None) -> Self:
+        """Open an artifact of a model.
+
+        Args:
+            path: the file.
+            model: the header of the model that it is to go with.
+            centroids_LD: the model's centroids, not normalised; None without an IVF.
+
+        Raises:
+            InputNotFoundError, ArtifactError: there is no such file, or it is damaged or foreign.
+            LineageError: it was fitted to another model.
+        """
+        stored = load_pairwise(path)
+        made_for = [parent.fingerprint for parent in stored.header.parents if parent.kind == "model"]
+        if made_for != [model.fingerprint]:
+            raise LineageError(
+                f"{path} was fitted to the model {', '.join(made_for)}, but this one is {model.fingerprint}; "
+                "fit it again: qinco pairwise XT --force"
+            )
+        symbols = stored.list_symbols_LX
+        return cls(
+            centroids_LD=stored.mean_D[None] if centroids_LD is None else centroids_LD,
+            additive_MKD=stored.additive_MKD,
+            pairs_2T=stored.pairs_2T,
+            tables_TRD=stored.tables_TRD,
+            scale=stored.scale,
+            list_symbols_LX=np.zeros((1, 0), np.uint16) if centroids_LD is None else symbols,
+            header=stored.header,
+            training=stored.training,
+        )
+
+    def save(
+        self,
+        path: str | Path,
+        config: ModelConfig,
+        parents: tuple[Parent, ...],
+        *,
+        force: bool = False,
+    ) -> Header:
+        """Write the artifact; `parents` are the model, and the training codes if there were any."""
+        ivf = config.ivf_K > 0
+        arrays: dict[str, Array] = {
+            "additive": self.additive_MKD,
+            "mean": np.zeros(config.D, np.float32) if ivf else self.centroids_LD[0],
+            "pairs": self.pairs_2T,
+            "scale": np.array(self.scale, np.float32),
+            "list_symbols": self.list_symbols_LX if ivf else np.zeros((0, 0), np.uint16),
+        }
+        return save_pairwise(
+            path, config, arrays, self.tables_TRD, training=self.training, parents=parents, force=force
+        )
+
+    def streams(self, symbols_nM: Array, lists_n: Array | None) -> NDArray[np.uint16]:
+        """The streams of codes, uint16 [n, S]: their symbols, then those of their lists."""
+        lists = np.zeros(len(symbols_nM), np.int32) if lists_n is None else lists_n
+        return np.concatenate([symbols_nM.astype(np.uint16), self.list_symbols_LX[lists]], axis=1)
+
+    def interactions(self, symbols_nM: Array, lists_n: Array | None) -> Floats:
+        """The sum s of the interaction rows of every code, float32 [n, D]."""
+        total = np.empty((len(symbols_nM), self.tables_TRD.shape[2]), np.float32)
+        interactions(self.streams(symbols_nM, lists_n), self.pairs_2T, self.tables_TRD, self.scale, total)
+        return total
+
+    def products(self, q_QD: Floats, symbols_QnM: Array, lists_Qn: Array) -> Floats:
+        """⟨q, s⟩ of queries with n codes each, float32 [Q, n]."""
+        streams = np.concatenate([symbols_QnM.astype(np.uint16), self.list_symbols_LX[lists_Qn]], axis=2)
+        out = np.empty(lists_Qn.shape, np.float32)
+        for q_D, stream_nS, out_n in zip(q_QD, streams, out, strict=True):
+            interaction_products(q_D, stream_nS, self.pairs_2T, self.tables_TRD, self.scale, out_n)
+        return out
+
+    def additive(self, symbols_nM: Array, lists_n: Array | None) -> Floats:
+        """The additive decoder's vectors c + a, float32 [n, D]."""
+        lists = np.zeros(len(symbols_nM), np.int32) if lists_n is None else lists_n
+        return additive_sums(self.additive_MKD, symbols_nM) + self.centroids_LD[lists]
+
+    def decode(self, symbols_nM: Array, lists_n: Array | None) -> Floats:
+        """The pairwise decoder's vectors c + a + s, float32 [n, D], in plain numpy: what the kernels are held to."""
+        streams_Sn = self.streams(symbols_nM, lists_n).T.astype(np.int64)
+        K, total = self.additive_MKD.shape[1], self.centroids_LD[0 if lists_n is None else lists_n]
+        total = total + sum(table_KD[k_n] for table_KD, k_n in zip(self.additive_MKD, symbols_nM.T, strict=True))
+        for table_RD, (first, second) in zip(self.tables_TRD, self.pairs_2T.T, strict=True):
+            total = total + np.float32(self.scale) * table_RD[streams_Sn[first] * K + streams_Sn[second]]
+        return np.asarray(total, np.float32)
+
+
+@njit(nogil=True, cache=True)
+def _add_rows(stream_S: Array, pairs_2T: Array, tables_TRD: Array, K: int, total_D: Array) -> None:
+    """Set `total_D`, int16, to the sum of the interaction rows of one code."""
+    total_D[:] = 0
+    for t in range(pairs_2T.shape[1]):
+        row = tables_TRD[t, np.int64(stream_S[pairs_2T[0, t]]) * K + stream_S[pairs_2T[1, t]]]
+        for d in range(len(total_D)):
+            total_D[d] += row[d]
+
+
+@njit(nogil=True, cache=True)
+def interactions(stream_nS: Array, pairs_2T: Array, tables_TRD: Array, scale: float, out_nD: Array) -> None:
+    """The sums s of the interaction rows of n codes, into float32 `out_nD`."""
+    K = int(np.sqrt(tables_TRD.shape[1]) + 0.5)
+    total = np.empty(out_nD.shape[1], np.int16)
+    for i in range(len(stream_nS)):
+        _add_rows(stream_nS[i], pairs_2T, tables_TRD, K, total)
+        for d in range(len(total)):
+            out_nD[i, d] = scale * total[d]
+
+
+@njit(nogil=True, cache=True, fastmath={"reassoc", "nsz", "contract"})
+def interaction_products(
+    q_D: Array, stream_nS: Array, pairs_2T: Array, tables_TRD: Array, scale: float, out_n: Array
+) -> None:
+    """⟨q, s⟩ of one query, float32 [D], with each of n codes, into float32 `out_n`."""
+    K = int(np.sqrt(tables_TRD.shape[1]) + 0.5)
+    total = np.empty(len(q_D), np.int16)
+    for i in range(len(stream_nS)):
+        _add_rows(stream_nS[i], pairs_2T, tables_TRD, K, total)
+        product = np.float32(0)
+        for d in range(len(q_D)):
+            product += q_D[d] * np.float32(total[d])
+        out_n[i] = scale * product

@@ -1,0 +1,151 @@
+"""Writing an index: its array files, then the manifest that names them and what they were made from.
+
+Shapes: M symbols, K codewords, D dimension.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qinco_core.api import Codec
+from qinco_core.errors import InputNotFoundError, LineageError
+from qinco_core.index.build import Estimator, Scale
+from qinco_core.index.coarse import Coarse
+from qinco_core.index.lists import EntrySource, count_lists, write_lists
+from qinco_core.index.pairwise import Pairwise
+from qinco_core.progress import Progress
+from qinco_core.store import Header, Parent, read_header
+from qinco_core.store.index import StoredIndex, file_entry, save_manifest, smallest_ids
+
+# an HNSW graph over fewer centroids than this is of no use
+_GRAPH_FROM = 256
+Origin = tuple[Parent, Path | None]
+
+
+class Writer:
+    """Writes one generation of an index; the caller holds `store.index.locked`."""
+
+    def __init__(
+        self, folder: Path, codec: Codec, additive_MKD: NDArray[np.float32], pairwise: Pairwise | None, memory: int
+    ) -> None:
+        self._folder, self._codec, self._memory = folder, codec, memory
+        self._additive = additive_MKD
+        self.centroids = _centroids(codec)
+        self.estimator = Estimator(codec, self.centroids, additive_MKD, pairwise)
+
+    def create(
+        self, sources: Sequence[EntrySource], scales: dict[str, Scale], origins: Sequence[Origin], progress: Progress
+    ) -> Header:
+        """Write a new index, in place of one that may be there."""
+        generation = 1 + max((_generation(path) for path in self._folder.glob("*.npy")), default=0)
+        files = {}
+        if len(self.centroids) >= _GRAPH_FROM:
+            graph = self._folder / f"index.{generation:04}.faiss"
+            progress.note("building the HNSW graph of the centroids")
+            Coarse(self.centroids, threads=self._codec.plan.threads, device="cpu").save_hnsw(graph, force=True)
+            files["coarse"] = file_entry(graph)
+        fields = {
+            "model": self._codec.config.model_dump(mode="json"),
+            "scales": {look: asdict(scale) for look, scale in scales.items()},
+            "sources": [_recorded(parent, path, self._folder) for parent, path in origins],
+            "files": files,
+        }
+        arrays = {"centroids": self.centroids, "additive": self._additive}
+        return self._write(sources, fields, arrays, [], generation, tuple(parent for parent, _ in origins), progress)
+
+    def rewrite(
+        self, stored: StoredIndex, sources: Sequence[EntrySource], more: Sequence[Origin], progress: Progress
+    ) -> Header:
+        """Write the next generation of an index from these sources; operating points are dropped."""
+        fields = dict(stored.config)
+        fields["sources"] = fields["sources"] + [_recorded(parent, path, self._folder) for parent, path in more]
+        arrays = {name: stored.arrays[name] for name in ("centroids", "additive")}
+        parents = stored.header.parents + tuple(parent for parent, _ in more)
+        return self._write(sources, fields, arrays, [], stored.generation + 1, parents, progress)
+
+    def _write(
+        self,
+        sources: Sequence[EntrySource],
+        fields: dict[str, Any],
+        arrays: dict[str, NDArray[Any]],
+        front: list[dict[str, Any]],
+        generation: int,
+        parents: tuple[Parent, ...],
+        progress: Progress,
+    ) -> Header:
+        counts, largest = count_lists(sources, len(self.centroids))
+        columns = self.estimator.columns(smallest_ids(largest))
+        written = write_lists(
+            sources,
+            counts,
+            columns,
+            lambda name: self._folder / f"{name}.{generation:04}.npy",
+            self._memory,
+            progress,
+        )
+        kept = {name: entry for name, entry in fields["files"].items() if "shape" not in entry}
+        config = fields | {"generation": generation, "max_id": largest, "files": kept | written}
+        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        return save_manifest(self._folder, config, arrays | {"offsets": offsets}, parents, front)
+
+
+def identity(header: Header) -> Parent:
+    """What an artifact is, as its children name it."""
+    return Parent(header.kind, header.fingerprint)
+
+
+def _generation(path: Path) -> int:
+    middle = path.name.split(".")[-2]
+    return int(middle) if middle.isdigit() else 0
+
+
+def _centroids(codec: Codec) -> NDArray[np.float32]:
+    """Where residuals start: the coarse centroids, or without an IVF the mean of all vectors, [L, D]."""
+    centroids = codec.centroids
+    if centroids is None:
+        centroids = codec.network.mean.detach().float().cpu().numpy()[None]
+    return np.ascontiguousarray(centroids, dtype=np.float32)
+
+
+def _recorded(parent: Parent, path: Path | None, folder: Path) -> dict[str, Any]:
+    """An origin in the manifest; its path is from the index's folder, so that both can move together."""
+    place = None if path is None else os.path.relpath(path.resolve(), folder.resolve())
+    return {"kind": parent.kind, "fingerprint": parent.fingerprint, "path": place}
+
+
+def origins(stored: StoredIndex, kind: str) -> list[Origin]:
+    """What an index was made from, of one kind, and where that was."""
+    return [
+        (Parent(kind, source["fingerprint"]), (stored.folder / source["path"]) if source["path"] else None)
+        for source in stored.config["sources"]
+        if source["kind"] == kind
+    ]
+
+
+def unchanged(stored: StoredIndex, parent: Parent, path: Path | None, *, needed: bool) -> None:
+    """Check that what an index was made from is still there (if it is `needed`) and has not been replaced.
+
+    Raises:
+        InputNotFoundError: it is gone.
+        LineageError: it is another now; the message says what to build again.
+    """
+    if path is None or not path.exists():
+        if needed:
+            raise InputNotFoundError(
+                f"{stored.folder} needs the {parent.kind} {parent.fingerprint}, "
+                f"{'whose place is not known' if path is None else f'which is not at {path}'}: say where it is"
+            )
+        return
+    found = read_header(path)
+    if found.fingerprint != parent.fingerprint or found.kind != parent.kind:
+        raise LineageError(
+            f"{path} was replaced since {stored.folder} was made: it is the {found.kind} {found.fingerprint} now, not "
+            f"{parent.kind} {parent.fingerprint}; build the index again: qinco index --force"
+        )
