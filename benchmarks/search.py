@@ -9,7 +9,7 @@ of three runs after one that warms up) searched for 1, 10 and 100 results, and 3
 What takes long is made once and kept in --cache: Faiss's indexes (half an hour), and our model, codes and index
 (more than an hour, through the command line; a store that has some of these files already is completed). Do that
 first, with --prepare. Every point is kept there too as soon as it is measured, so an interrupted run goes on where it
-was; --fresh measures anew. Each run prints and writes what is known of all methods so far; --methods with no name
+was; --fresh forgets them first. Each run prints and writes what is known of all methods so far; --methods with no name
 does nothing else.
 """
 
@@ -102,7 +102,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--bytes", type=int, default=8, help="bytes per vector, M (default %(default)s)")
     parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS), help="default: all")
     parser.add_argument("--prepare", action="store_true", help="only make what --cache lacks")
-    parser.add_argument("--fresh", action="store_true", help="measure anew what was measured before")
+    parser.add_argument("--fresh", action="store_true", help="first forget what --methods measured before")
     parser.add_argument("--cache", type=Path, default=common.ROOT / "benchmarks/cache", help="default %(default)s")
     parser.add_argument("--lists", type=int, help="K_IVF (default 4096; 64 with the shipped sample)")
     parser.add_argument("--seconds", type=float, default=600.0, help="training of our model (default %(default)s)")

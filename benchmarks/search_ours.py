@@ -1,6 +1,8 @@
-"""Our index for `search.py`: what it is made of, its operating points, and those of the plain cascade's parts.
+"""Our index for `search.py`: how it is made, and its operating points.
 
-Everything is made through the command line into one store, step by step; what is there already is kept.
+Everything is made through the command line into one store, step by step; what is there already is kept. The points
+are found in two looks: one quick run of each that the bounds of `qinco_core.index.tune` do not rule out, on half the
+queries, then a full measurement of those on the front or near it.
 """
 
 from __future__ import annotations

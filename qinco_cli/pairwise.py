@@ -29,11 +29,18 @@ def pairwise(
         str | None,
         typer.Option("--codes", help="Their codes, file or name in the store. [default: they are encoded here]"),
     ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option("--base", metavar="CODES", help="Codes to be searched, file or name: fit to these above all."),
+    ] = None,
     tables: Annotated[
         int, typer.Option("--tables", metavar="N", help="Tables of pairs per step; 0: additive codebooks only.")
     ] = 2,
     sample: Annotated[
-        int, typer.Option("--sample", metavar="N", help="Codes to fit to at most: training codes, then fresh ones.")
+        int,
+        typer.Option(
+            "--sample", metavar="N", help="Codes to fit to at most: of the base, of training vectors, then fresh ones."
+        ),
     ] = 1 << 20,
     seed: Annotated[int, typer.Option("--seed", help="Of all randomness.")] = 0,
     out: Annotated[
@@ -59,7 +66,7 @@ def pairwise(
     from qinco_core.errors import UsageError
     from qinco_core.files import check_output
     from qinco_core.index.pairwise_fit import FitConfig, check_fit
-    from qinco_core.jobs import check_dimension
+    from qinco_core.jobs import check_codes, check_dimension
     from qinco_core.store import Store, open_codes
     from qinco_core.vectors import open_vectors
 
@@ -73,13 +80,16 @@ def pairwise(
         check_dimension(codec, vectors)
         check_fit(codec, config)
         known = None if codes is None else stack.enter_context(open_codes(find_codes(codes, store)))
+        searched = None if base is None else stack.enter_context(open_codes(find_codes(base, store)))
+        if searched is not None:
+            check_codes(codec, searched.spec, str(searched.path))
         if dry_run:
             _report(codec, vectors, known, target, config, json_)
             return
         check_output(target, force=force)
         console = stack.enter_context(Console(quiet))
         console.note(f"fitting on {codec.plan}")
-        found, fingerprint = _fit(codec, vectors, known, target, config, console, force)
+        found, fingerprint = _fit(codec, vectors, known, searched, target, config, console, force)
         console.note(f"wrote {target} in {found.training['seconds']:.1f} s, not counting the encoding")
     _print(found, fingerprint, target, json_)
 
@@ -88,6 +98,7 @@ def _fit(
     codec: Codec,
     vectors: VectorFile,
     codes: CodesFile | None,
+    base: CodesFile | None,
     target: Path,
     config: FitConfig,
     console: Any,
@@ -97,9 +108,9 @@ def _fit(
     from qinco_core.store import Parent
 
     assert codec.header is not None
-    found = fit_to_vectors(codec, vectors, codes, config, console)
+    found = fit_to_vectors(codec, vectors, codes, config, console, base)
     parents = [Parent("model", codec.header.fingerprint)]
-    parents += [] if codes is None else [Parent("codes", codes.header.fingerprint)]
+    parents += [Parent("codes", file.header.fingerprint) for file in (codes, base) if file is not None]
     header = found.save(target, codec.config, tuple(parents), force=force)
     return found, header.fingerprint
 

@@ -33,7 +33,7 @@ Array = NDArray[Any]
 
 METRICS: dict[str, int] = {"l2": 0, "ip": 1, "cosine": 2}
 # queries looked up together by one thread, so that their tables stay in its cache; candidates decoded together
-_QUERIES, _DECODED = 32, 2048
+_QUERIES, _DECODED = 128, 2048
 # entries that one query must look at for its lists to be shared between threads
 _SHARED = 1 << 17
 
@@ -87,8 +87,11 @@ class Cascade:
         self._M, self._K, self._bits = M, K, K.bit_length() - 1
         dtype = engine.plan.dtype if engine.plan.device.type == "cpu" else torch.float32
         self._additive = torch.from_numpy(arrays["additive"].reshape(M * K, D)).to(dtype)
-        self._centroid_table = torch.from_numpy(self._centroids).to(dtype)
-        self._half_norms = torch.from_numpy(self._centroid_norms / -2).to(dtype)
+        # about their mean, where rounding to 16 bits costs least
+        self._mean = self._centroids.mean(0)
+        centred = self._centroids - self._mean
+        self._centroid_table = torch.from_numpy(-centred).to(dtype)
+        self._half_norms = torch.from_numpy(np.square(centred).sum(1) / 2).to(dtype)
 
     def run(
         self,
@@ -160,20 +163,24 @@ class Cascade:
         L = len(self._centroids)
         if nprobe == L:
             return np.broadcast_to(np.arange(L, dtype=np.int32), (len(q), L))
-        # q·c − ‖c‖²/2 is largest for the nearest centroid, q·c for the largest inner product
-        norms = self._half_norms if metric == "l2" else None
-        closeness = F.linear(torch.from_numpy(q).to(self._centroid_table.dtype), self._centroid_table, norms)
+        # ‖c‖²/2 − ⟨q, c⟩ is smallest for the nearest centroid, −⟨q, c⟩ for the largest inner product
+        near, norms = (q - self._mean, self._half_norms) if metric == "l2" else (q, None)
+        score = F.linear(torch.from_numpy(near).to(self._centroid_table.dtype), self._centroid_table, norms)
         place = np.empty((len(q), nprobe), np.int64)
-        kernels.smallest(closeness.float().neg_().numpy(), nprobe, place)
+        kernels.smallest(score.float().numpy(), nprobe, place)
         return place.astype(np.int32)
 
     def _scan_rows(
         self, q: Array, lists: Array, metric: Metric, chosen: kernels.Chosen, score: Array, place: Array
     ) -> None:
-        table = F.linear(torch.from_numpy(q).to(self._additive.dtype), self._additive).float()
-        table *= -2 if metric == "l2" else -1
-        look = kernels.Look(self._M, self._bits, METRICS[metric], *dataclasses.astuple(self._scales["norms"]))
-        kernels.scan(q, table.numpy(), np.ascontiguousarray(lists), self._arrays, look, chosen, score, place)
+        scaled = torch.from_numpy(q * np.float32(-2 if metric == "l2" else -1))
+        table = F.linear(scaled.to(self._additive.dtype), self._additive).float()
+        lists = np.ascontiguousarray(lists)
+        kernels.scan(q, table.numpy(), lists, self._arrays, self._look(metric), chosen, score, place)
+
+    def _look(self, metric: Metric) -> kernels.Look:
+        scale = self._scales["norms"]
+        return kernels.Look(self._M, self._bits, METRICS[metric], scale.low, scale.step)
 
     def _cut(self, found: Candidates, n: int) -> None:
         """Bring the n best candidates of the last stage to the front."""
@@ -190,27 +197,21 @@ class Cascade:
         """The pairwise decoder's scores in place of the scan's."""
         pairwise = self._pairwise
         assert pairwise is not None
-        scales = [self._scales["norms"], self._scales["pair_norms"]]
-        norms = [self._stored.flat["norms"], self._stored.flat["pair_norms"]]
+        scale = self._scales["pair_norms"]
+        decoder = pairwise.list_symbols_LX, pairwise.pairs_2T, pairwise.tables_TRD, pairwise.scale
 
         def work(rows: slice) -> None:
-            place = found.place[rows, :n]
-            entry = np.maximum(place, 0)
-            lists = self._lists(entry)
-            symbols = unpack(self._codes[entry.ravel()], self._M, self._K).reshape(*entry.shape, self._M)
-            inner = pairwise.products(found.q[rows], symbols, lists)
-            before, after = (s.low + s.step * v[entry].astype(np.float32) for s, v in zip(scales, norms, strict=True))
-            score = found.score[rows, :n]
-            if metric == "l2":
-                score += after - before - 2 * inner
-            elif metric == "ip":
-                score -= inner
-            else:
-                c = self._centroid_norms[lists]
-                score *= np.sqrt(np.maximum(c + before, 1e-12))
-                score -= inner
-                score /= np.sqrt(np.maximum(c + after, 1e-12))
-            score[place < 0] = np.inf
+            kernels.rescore(
+                found.q[rows],
+                self._arrays,
+                self._look(metric),
+                self._stored.flat["pair_norms"],
+                scale.low,
+                scale.step,
+                *decoder,
+                found.score[rows, :n],
+                found.place[rows, :n],
+            )
 
         run_parallel(work, _slices(len(found.q), 64, self._host.threads), self._host)
 

@@ -12,10 +12,12 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from qinco_core.index.pairwise import add_rows
+
 Array = NDArray[Any]
 
-# entries scored together before any of them is compared with the worst that is kept
-_BLOCK = 128
+# scores looked at together before any of them is compared with the worst that is kept: of entries, of others
+_BLOCK, _SMALL_BLOCK = 128, 64
 
 
 @njit(nogil=True, cache=True)
@@ -68,19 +70,18 @@ def _any_below(score: Array, first: int, count: int, worst: Any) -> bool:
 def smallest(score_QX: Array, n: int, place_Qn: Array) -> None:
     """Where the n smallest of every row stand, in no order. X is at least n."""
     Q, X = score_QX.shape
-    room = 2 * n + _BLOCK
-    score, place = np.empty(room, np.float32), np.empty(room, np.int64)
+    limit = n + n // 2 + 4
+    score, place = np.empty(limit + _SMALL_BLOCK + 1, np.float32), np.empty(limit + _SMALL_BLOCK + 1, np.int64)
     for q in range(Q):
         row, count, worst = score_QX[q], 0, np.float32(np.inf)
-        for first in range(0, X, _BLOCK):
-            block = min(_BLOCK, X - first)
+        for first in range(0, X, _SMALL_BLOCK):
+            block = min(_SMALL_BLOCK, X - first)
             if count >= n and not _any_below(row, first, block, worst):
                 continue
             for x in range(first, first + block):
-                if row[x] < worst or count < n:
-                    score[count], place[count] = row[x], x
-                    count += 1
-            if count + _BLOCK > room or (count > n and worst == np.inf):
+                score[count], place[count] = row[x], x
+                count += row[x] < worst
+            if count > limit:
                 _keep_smallest(score, place, count, n)
                 count = n
                 worst = score[:n].max()
@@ -104,16 +105,16 @@ def _symbol(code: Array, m: int, bits: int) -> Any:
 
 
 @njit(nogil=True, cache=True)
-def _look_up(table: Array, index: Any, first: int, size: int, look: Any, out: Array) -> None:
+def _look_up(table: Array, codes: Array, words: Array, first: int, size: int, M: int, bits: int, out: Array) -> None:
     """out[i] = Σ_m table[m·K + symbol m] of the entries first + i."""
-    codes, words, whole = index.codes, index.words, index.words.shape[1]
-    if look.bits != 8:
+    if bits != 8:
         for i in range(size):
             total = np.float32(0)
-            for m in range(look.M):
-                total += table[(m << look.bits) + _symbol(codes[first + i], m, look.bits)]
+            for m in range(M):
+                total += table[(m << bits) + _symbol(codes[first + i], m, bits)]
             out[i] = total
         return
+    whole = words.shape[1]
     for i in range(size):
         total = np.float32(0)
         for w in range(whole):
@@ -123,7 +124,7 @@ def _look_up(table: Array, index: Any, first: int, size: int, look: Any, out: Ar
             high = table[at + 1024 + (word >> 32 & 255)] + table[at + 1280 + (word >> 40 & 255)]
             top = table[at + 1536 + (word >> 48 & 255)] + table[at + 1792 + (word >> 56)]
             total += (low + mid) + (high + top)
-        for m in range(8 * whole, look.M):
+        for m in range(8 * whole, M):
             total += table[m * 256 + codes[first + i, m]]
         out[i] = total
 
@@ -198,27 +199,39 @@ def scan(
         place_Qn: their entries, −1 there.
     """
     n = score_Qn.shape[1]
-    room = 2 * n + _BLOCK
-    score, place = np.empty(room, np.float32), np.empty(room, np.int64)
+    limit = n + n // 2 + 4  # so many candidates are kept before the worst of n is looked for again
+    score, place = np.empty(limit + _BLOCK + 1, np.float32), np.empty(limit + _BLOCK + 1, np.int64)
     block = np.empty(_BLOCK, np.float32)
+    centroids, centroid_norms, offsets, codes, words, norms, ids = index
+    M, bits, metric = look.M, look.bits, look.metric
+    low, step = np.float32(look.low), np.float32(look.step)
+    mode, chosen_ids = chosen
     for q in range(len(q_QD)):
         count, worst = 0, np.float32(np.inf)
-        for number in lists_QP[q]:
+        query, table = q_QD[q], table_QX[q]
+        q_norm = _dot(query, query)
+        for p in range(lists_QP.shape[1]):
+            number = lists_QP[q, p]
             if number < 0:
                 continue
-            base = _base(q_QD[q], index, number, look)
-            end = index.offsets[number + 1]
-            for first in range(index.offsets[number], end, _BLOCK):
+            inner = _dot(query, centroids[number])
+            length = centroid_norms[number] + low
+            base = q_norm + length - np.float32(2) * inner if metric == 0 else -inner
+            end = offsets[number + 1]
+            for first in range(offsets[number], end, _BLOCK):
                 size = min(_BLOCK, end - first)
-                _look_up(table_QX[q], index, first, size, look, block)
-                _finish(block, size, base, index, number, first, look)
+                _look_up(table, codes, words, first, size, M, bits, block)
+                _finish(block, size, base, length, step, norms, first, metric)
                 if count >= n and not _any_below(block, 0, size, worst):
                     continue
                 for i in range(size):
-                    if block[i] < worst and _may(index.ids[first + i], chosen):
-                        score[count], place[count] = block[i], first + i
-                        count += 1
-                if count + _BLOCK > room or (count > n and worst == np.inf):
+                    # written first and counted after: no branch to mispredict
+                    score[count], place[count] = block[i], first + i
+                    fits = block[i] < worst
+                    if mode:
+                        fits = fits and _listed(ids[first + i], chosen_ids) == (mode == 1)
+                    count += fits
+                if count > limit:
                     _keep_smallest(score, place, count, n)
                     count = n
                     worst = score[:n].max()
@@ -230,46 +243,95 @@ def scan(
 
 
 @njit(nogil=True, cache=True)
-def _base(q_D: Array, index: Arrays, number: int, look: Look) -> Any:
-    """What the scores of all entries of a list share."""
-    inner = _dot(q_D, index.centroids[number])
-    if look.metric == 0:
-        return _dot(q_D, q_D) + index.centroid_norms[number] + np.float32(look.low) - np.float32(2) * inner
-    return -inner
+def rescore(
+    q_QD: Array,
+    index: Arrays,
+    look: Look,
+    pair_norms: Array,
+    pair_low: float,
+    pair_step: float,
+    list_symbols: Array,
+    pairs: Array,
+    tables: Array,
+    scale: float,
+    score_Qn: Array,
+    place_Qn: Array,
+) -> None:
+    """From the scan's scores to those of the pairwise decoder, in place.
+
+    Args:
+        q_QD: queries, float32.
+        index: the index.
+        look: how the scan scored.
+        pair_norms: residual norms of the pairwise decoder, uint8 [N].
+        pair_low: what the byte 0 stands for.
+        pair_step: and every byte more.
+        list_symbols: of the lists, [L, X].
+        pairs: the two streams of each table, [2, T].
+        tables: int8 [T, K², D], in units of `scale`.
+        scale: see there.
+        score_Qn: scores; those of missing entries stay.
+        place_Qn: entries, −1 where one is missing.
+    """
+    centroid_norms, offsets, codes, norms = index.centroid_norms, index.offsets, index.codes, index.norms
+    M, bits, metric = look.M, look.bits, look.metric
+    low, step = np.float32(look.low), np.float32(look.step)
+    scale_pair, first_pair, unit = np.float32(pair_step), np.float32(pair_low), np.float32(scale)
+    total = np.empty(q_QD.shape[1], np.int16)
+    stream = np.empty(M + list_symbols.shape[1], np.uint16)
+    for q in range(len(q_QD)):
+        for i in range(place_Qn.shape[1]):
+            place = place_Qn[q, i]
+            if place < 0:
+                continue
+            number = np.searchsorted(offsets, place, "right") - 1
+            for m in range(M):
+                stream[m] = codes[place, m] if bits == 8 else _symbol(codes[place], m, bits)
+            stream[M:] = list_symbols[number]
+            add_rows(stream, pairs, tables, 1 << bits, total)
+            inner = unit * _dot(q_QD[q], total)
+            before = low + step * np.float32(norms[place])
+            after = first_pair + scale_pair * np.float32(pair_norms[place])
+            score = score_Qn[q, i]
+            if metric == 0:
+                score += after - before - np.float32(2) * inner
+            elif metric == 1:
+                score -= inner
+            else:
+                c = centroid_norms[number]
+                raw = score * np.sqrt(max(c + before, np.float32(1e-12))) - inner
+                score = raw / np.sqrt(max(c + after, np.float32(1e-12)))
+            score_Qn[q, i] = score
 
 
 @njit(nogil=True, cache=True)
-def _finish(block: Array, size: int, base: Any, index: Arrays, number: int, first: int, look: Look) -> None:
+def _finish(block: Array, size: int, base: Any, length: Any, step: Any, norms: Array, first: int, metric: int) -> None:
     """From sums of look-ups to scores."""
-    step = np.float32(look.step)
-    if look.metric == 0:
+    if metric == 0:
         for i in range(size):
-            block[i] += base + step * np.float32(index.norms[first + i])
-    elif look.metric == 1:
+            block[i] += base + step * np.float32(norms[first + i])
+    elif metric == 1:
         for i in range(size):
             block[i] += base
     else:
-        length = index.centroid_norms[number] + np.float32(look.low)
         for i in range(size):
-            squared = length + step * np.float32(index.norms[first + i])
+            squared = length + step * np.float32(norms[first + i])
             block[i] = (block[i] + base) / np.sqrt(max(squared, np.float32(1e-12)))
 
 
 @njit(nogil=True, cache=True)
-def _may(number: int, chosen: Chosen) -> bool:
-    """Whether an id may be found."""
-    if chosen.mode == 0:
-        return True
-    at = np.searchsorted(chosen.ids, number)
-    return bool((at < len(chosen.ids) and chosen.ids[at] == number) == (chosen.mode == 1))
+def _listed(number: int, ids: Array) -> Any:
+    """Whether sorted ids hold a number."""
+    at = np.searchsorted(ids, number)
+    return at < len(ids) and ids[at] == number
 
 
 @njit(nogil=True, cache=True, fastmath={"reassoc", "nsz", "contract"})
 def _dot(a: Array, b: Array) -> Any:
-    """⟨a, b⟩ of float32 vectors."""
+    """⟨a, b⟩ of a float32 vector and one of any type."""
     total = np.float32(0)
     for d in range(len(a)):
-        total += a[d] * b[d]
+        total += a[d] * np.float32(b[d])
     return total
 
 

@@ -117,14 +117,6 @@ class Pairwise:
         interactions(self.streams(symbols_nM, lists_n), self.pairs_2T, self.tables_TRD, self.scale, total)
         return total
 
-    def products(self, q_QD: Floats, symbols_QnM: Array, lists_Qn: Array) -> Floats:
-        """⟨q, s⟩ of queries with n codes each, float32 [Q, n]."""
-        streams = np.concatenate([symbols_QnM.astype(np.uint16), self.list_symbols_LX[lists_Qn]], axis=2)
-        out = np.empty(lists_Qn.shape, np.float32)
-        for q_D, stream_nS, out_n in zip(q_QD, streams, out, strict=True):
-            interaction_products(q_D, stream_nS, self.pairs_2T, self.tables_TRD, self.scale, out_n)
-        return out
-
     def additive(self, symbols_nM: Array, lists_n: Array | None) -> Floats:
         """The additive decoder's vectors c + a, float32 [n, D]."""
         lists = np.zeros(len(symbols_nM), np.int32) if lists_n is None else lists_n
@@ -141,7 +133,7 @@ class Pairwise:
 
 
 @njit(nogil=True, cache=True)
-def _add_rows(stream_S: Array, pairs_2T: Array, tables_TRD: Array, K: int, total_D: Array) -> None:
+def add_rows(stream_S: Array, pairs_2T: Array, tables_TRD: Array, K: int, total_D: Array) -> None:
     """Set `total_D`, int16, to the sum of the interaction rows of one code."""
     total_D[:] = 0
     for t in range(pairs_2T.shape[1]):
@@ -156,21 +148,6 @@ def interactions(stream_nS: Array, pairs_2T: Array, tables_TRD: Array, scale: fl
     K = int(np.sqrt(tables_TRD.shape[1]) + 0.5)
     total = np.empty(out_nD.shape[1], np.int16)
     for i in range(len(stream_nS)):
-        _add_rows(stream_nS[i], pairs_2T, tables_TRD, K, total)
+        add_rows(stream_nS[i], pairs_2T, tables_TRD, K, total)
         for d in range(len(total)):
             out_nD[i, d] = scale * total[d]
-
-
-@njit(nogil=True, cache=True, fastmath={"reassoc", "nsz", "contract"})
-def interaction_products(
-    q_D: Array, stream_nS: Array, pairs_2T: Array, tables_TRD: Array, scale: float, out_n: Array
-) -> None:
-    """⟨q, s⟩ of one query, float32 [D], with each of n codes, into float32 `out_n`."""
-    K = int(np.sqrt(tables_TRD.shape[1]) + 0.5)
-    total = np.empty(len(q_D), np.int16)
-    for i in range(len(stream_nS)):
-        _add_rows(stream_nS[i], pairs_2T, tables_TRD, K, total)
-        product = np.float32(0)
-        for d in range(len(q_D)):
-            product += q_D[d] * np.float32(total[d])
-        out_n[i] = scale * product

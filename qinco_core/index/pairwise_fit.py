@@ -302,8 +302,11 @@ class _Fit:
 
 
 def pairs_of(M: int, X: int) -> list[tuple[int, int]]:
-    """All pairs of M symbols and X symbols of the list, but not of the list's alone, which say nothing of the entry."""
-    return [(a, b) for a in range(M) for b in range(a + 1, M + X)]
+    """All pairs of M symbols and X symbols of the list, but not of the list's alone, which say nothing of the entry.
+
+    The list's comes first: lists that are searched together share it, so the rows they need lie together.
+    """
+    return [(b, a) if b >= M else (a, b) for a in range(M) for b in range(a + 1, M + X)]
 
 
 def fresh_codes(codes: Array, count: int, rng: np.random.Generator) -> Array:

@@ -32,14 +32,31 @@ _SEEN = 10_000
 
 
 def fit_to_vectors(
-    codec: Codec, vectors: VectorFile, codes: CodesFile | None, config: FitConfig, progress: Progress
+    codec: Codec,
+    vectors: VectorFile,
+    codes: CodesFile | None,
+    config: FitConfig,
+    progress: Progress,
+    base: CodesFile | None = None,
 ) -> Pairwise:
     """Fit look-up decoders to training vectors; with `config.tables` 0 the additive one alone.
 
-    Arguments and errors as of `training_codes` and `fit_pairwise`.
+    Arguments and errors as of `training_codes` and `fit_pairwise`, and:
+
+    Args:
+        codec: the model.
+        vectors: training vectors.
+        codes: theirs.
+        config: how.
+        progress: told of the stages.
+        base: codes that are going to be searched. The network's reconstruction, which the decoders imitate, follows
+            from a code, so they are fitted to these first of all, and never to their vectors.
     """
     check_fit(codec, config)
     known, seen, held = training_codes(codec, vectors, codes, config, progress)
+    if base is not None:
+        known = np.concatenate([base_codes(codec, base, config), known])
+        known = known[: config.rows(codec.config, len(known))]
     return fit_pairwise(codec, known, seen, held, config, progress)
 
 
@@ -101,6 +118,18 @@ def check_training_codes(codec: Codec, vectors: VectorFile, codes: CodesFile) ->
         )
 
 
+def base_codes(codec: Codec, base: CodesFile, config: FitConfig) -> Array:
+    """Codes that are going to be searched, as many as are of use, evenly out of their file.
+
+    Raises:
+        LineageError: they are of another model.
+    """
+    if codec.header is None:
+        raise UsageError("save the model first: codes name the model that made them")
+    check_lineage(base.spec, codec.header, codes=base.path)
+    return _read(codec, base, even(len(base), config.rows(codec.config, len(base))))
+
+
 def even(n: int, most: int) -> NDArray[np.int64]:
     """At most `most` of the numbers below n, evenly spread."""
     return np.arange(min(n, most), dtype=np.int64) * n // max(1, min(n, most))
@@ -123,7 +152,9 @@ def _codes(
 
 def _read(codec: Codec, codes: CodesFile, rows: NDArray[np.int64]) -> Array:
     """Codes of ascending rows, a few chunks in memory at a time."""
-    found = []
+    found = [codec.unpack_rows(codes.rows(0, 0))]
+    if not len(rows):
+        return found[0]
     for first in range(int(rows[0]), int(rows[-1]) + 1, _READ_ROWS):
         last = min(first + _READ_ROWS, len(codes))
         wanted = rows[(rows >= first) & (rows < last)]
