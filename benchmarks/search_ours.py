@@ -45,7 +45,7 @@ def prepare(store: Store, files: common.Sift, M: int, lists: int, seconds: float
     _make(store, store.model, "train", learn, *ivf, "--preset", "qinco2-S", "--time", f"{seconds:g}s")
     _make(store, store.codes("learn"), "encode", learn, "--name", "learn")
     _make(store, store.codes("base"), "encode", base, "--name", "base")
-    _make(store, store.pairwise, "pairwise", learn, "--codes", codes["learn"])
+    _make(store, store.pairwise, "pairwise", learn, "--codes", codes["learn"], "--base", codes["base"])
     _make(store, store.index / "manifest.h5", "index", codes["base"])
 
 

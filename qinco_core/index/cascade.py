@@ -8,6 +8,7 @@ D dimension, L lists, M symbols, K codewords, X = M·K.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import time
 from collections.abc import Callable
@@ -34,6 +35,8 @@ Array = NDArray[Any]
 METRICS: dict[str, int] = {"l2": 0, "ip": 1, "cosine": 2}
 # queries looked up together by one thread, so that their tables stay in its cache; candidates decoded together
 _QUERIES, _DECODED = 128, 2048
+# candidates that one thread decodes sooner than several, for which there is little work but much waiting
+_FEW = 128
 # entries that one query must look at for its lists to be shared between threads
 _SHARED = 1 << 17
 
@@ -66,8 +69,8 @@ class Candidates:
 class Cascade:
     """The stages over one open index; safe to share by threads."""
 
-    def __init__(self, stored: StoredIndex, engine: Engine, coarse: Coarse, pairwise: Pairwise | None) -> None:
-        self._stored, self._engine, self._coarse, self._pairwise = stored, engine, coarse, pairwise
+    def __init__(self, stored: StoredIndex, engine: Engine, pairwise: Pairwise | None) -> None:
+        self._stored, self._engine, self._pairwise = stored, engine, pairwise
         self._host = dataclasses.replace(engine.plan, device=torch.device("cpu"))
         arrays, flat = stored.arrays, stored.flat
         self._offsets, self._centroids, self._codes = arrays["offsets"], arrays["centroids"], flat["codes"]
@@ -92,6 +95,12 @@ class Cascade:
         centred = self._centroids - self._mean
         self._centroid_table = torch.from_numpy(-centred).to(dtype)
         self._half_norms = torch.from_numpy(np.square(centred).sum(1) / 2).to(dtype)
+
+    @functools.cached_property
+    def _coarse(self) -> Coarse:
+        """The graph of the centroids, with Faiss, for searches that ask for it."""
+        graph = self._stored.file("coarse") if "coarse" in self._stored.config["files"] else None
+        return Coarse(self._centroids, threads=self._host.threads, device="cpu", hnsw_path=graph)
 
     def run(
         self,
@@ -232,7 +241,8 @@ class Cascade:
 
         size = _DECODED if self._engine.plan.device.type == "cpu" else 1 << 18
         with torch.no_grad():
-            run_parallel(work, _slices(len(place), size, self._host.threads), self._engine.plan)
+            threads = min(self._host.threads, max(1, len(place) // _FEW))
+            run_parallel(work, _slices(len(place), size, threads), self._engine.plan)
         score[place < 0] = np.inf
         found.score[:, :n] = score.reshape(len(found.q), n)
 
@@ -241,10 +251,14 @@ class Cascade:
         place = found.place[:, :n]
         rows, inverse = np.unique(self._arrays.ids[np.maximum(place, 0)].astype(np.int64), return_inverse=True)
         vectors = torch.from_numpy(originals.take(rows).astype(np.float32))
-        inverse = inverse.reshape(place.shape)
-        for i in range(len(place)):
-            q = torch.from_numpy(found.q[i]).expand(n, -1)
-            found.score[i, :n] = compare(q, vectors[torch.from_numpy(inverse[i])], metric).numpy()
+        which = torch.from_numpy(inverse.reshape(place.shape))
+
+        def work(part: slice) -> None:
+            x = vectors.index_select(0, which[part].flatten())
+            q = torch.from_numpy(found.q[part]).repeat_interleave(n, dim=0)
+            found.score[part, :n] = compare(q, x, metric).view(-1, n).numpy()
+
+        run_parallel(work, _slices(len(place), max(1, _DECODED // n), self._host.threads), self._host)
         found.score[:, :n][place < 0] = np.inf
 
 

@@ -17,7 +17,6 @@ from qinco_core.config import Metric, ModelConfig, SearchConfig
 from qinco_core.errors import DimensionError, LineageError, UsageError
 from qinco_core.index.build import CodesSource, IndexSource, Scale, check_codes
 from qinco_core.index.cascade import METRICS, Candidates, Cascade
-from qinco_core.index.coarse import Coarse
 from qinco_core.index.found import Found, Stage, check_queries
 from qinco_core.index.kernels import Chosen
 from qinco_core.index.pairwise import Pairwise
@@ -49,9 +48,7 @@ class Index:
 
     def _use(self, stored: StoredIndex) -> None:
         self._stored = stored
-        graph = stored.file("coarse") if "coarse" in stored.config["files"] else None
-        coarse = Coarse(stored.arrays["centroids"], threads=self.codec.plan.threads, device="cpu", hnsw_path=graph)
-        self._cascade = Cascade(stored, self.codec.engine, coarse, self._pairwise)
+        self._cascade = Cascade(stored, self.codec.engine, self._pairwise)
 
     @classmethod
     def build(

@@ -69,7 +69,7 @@ def grid(nlist: int, at: int, *, pairwise: bool) -> list[SearchConfig]:
     top = min(nlist, _NPROBE_MAX)
     nprobes = [*_doublings(1, top - 1), top]
     efs = [0, *(_EFS if nlist > _EXACT_LISTS else ())]
-    shorts = [0, *_doublings(max(at, _SHORTEST), max(320, 8 * at))]
+    shorts = [0, *_doublings(max(2 * at, _SHORTEST), max(256, 8 * at))]
     mids = [0, *(_doublings(2 * max(at, _SHORTEST), max(1280, 16 * at)) if pairwise else ())]
     axes = (nprobes, efs, mids, shorts)
     ranked = []
