@@ -24,8 +24,9 @@ def info(
     from qinco_cli.console import print_json, print_pairs
     from qinco_core.files import existing_file
     from qinco_core.store import is_stream, read_header
+    from qinco_core.store.index import manifest_of
 
-    path = Path(file.partition("::")[0])
+    path = manifest_of(file.partition("::")[0])
     if "::" not in file and format is None and path.suffix == ".h5":
         facts = _artifact(path, read_header(path))
     elif "::" not in file and format is None and is_stream(existing_file(path)):
@@ -62,13 +63,31 @@ def _artifact(path: Path, header: Any) -> dict[str, Any]:
             facts |= {"vectors": len(codes), "bytes per vector": codes.spec.bytes_per_vector, "ids": codes.with_ids}
             facts |= codes.spec.fields()
     elif header.kind == "pairwise":
-        stored = load_pairwise(path)
-        facts |= header.config | {"tables": len(stored.tables_TRD), "training": stored.training}
+        decoders = load_pairwise(path)
+        facts |= header.config | {"tables": len(decoders.tables_TRD), "training": decoders.training}
     elif header.kind == "centroids":
         facts |= header.config | {"training": load_centroids(path).training}
+    elif header.kind == "index":
+        facts |= _index(path)
     else:
         facts["config"] = header.config
     return facts
+
+
+def _index(path: Path) -> dict[str, Any]:
+    from qinco_core.store.index import load_index
+
+    stored = load_index(path)
+    sources = [f"{source['kind']} {source['path'] or 'of unknown place'}" for source in stored.config["sources"]]
+    size = sum(array.nbytes for array in stored.flat.values())
+    return {
+        "vectors": len(stored.flat["ids"]),
+        "lists": len(stored.arrays["centroids"]),
+        "bytes per vector": size / max(1, len(stored.flat["ids"])),
+        "made from": sources,
+        "operating points": len(stored.front),
+        "model": stored.config["model"],
+    }
 
 
 def _stream(path: Path) -> dict[str, Any]:

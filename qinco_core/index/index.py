@@ -17,6 +17,7 @@ from qinco_core.config import Metric, ModelConfig, SearchConfig
 from qinco_core.errors import DimensionError, LineageError, UsageError
 from qinco_core.index.build import CodesSource, IndexSource, Scale, check_codes
 from qinco_core.index.cascade import METRICS, Candidates, Cascade
+from qinco_core.index.faiss_export import export_faiss
 from qinco_core.index.found import Found, Stage, check_queries
 from qinco_core.index.kernels import Chosen
 from qinco_core.index.pairwise import Pairwise
@@ -366,6 +367,16 @@ class Index:
         self._use(load_index(self.folder))
         return before - len(self)
 
+    def export_faiss(self, path: str | Path, *, force: bool = False) -> None:
+        """Write a plain index of Faiss with these lists, codes and additive codebooks: `index.faiss_export`.
+
+        Raises:
+            DependencyError: Faiss is not installed.
+            OutputExistsError: `path` exists and `force` is false.
+            UsageError: K is above 256.
+        """
+        export_faiss(self._stored, path, force=force)
+
     def close(self) -> None:
         """Let go of the files; the index cannot be searched any more."""
         self.__dict__.pop("_cascade", None)
@@ -385,19 +396,24 @@ def _load_pairwise(path: str | Path, codec: Codec) -> Pairwise:
 
 
 def _filter(allow: ArrayLike | None, deny: ArrayLike | None) -> Chosen:
-    """What `allow` and `deny` ask for.
+    """What `allow` and `deny` ask for; with both, what is allowed and not denied.
 
     Raises:
-        UsageError: both are given, or one is no row of integers.
+        UsageError: one is no row of integers.
     """
-    if allow is not None and deny is not None:
-        raise UsageError("allow and deny exclude one another: give one of the two")
-    if allow is None and deny is None:
-        return Chosen(0, np.empty(0, np.int64))
-    ids = np.asarray(allow if deny is None else deny)
+    allowed, denied = _sorted_ids(allow), _sorted_ids(deny)
+    if allowed is None:
+        return Chosen(0, np.empty(0, np.int64)) if denied is None else Chosen(2, denied)
+    return Chosen(1, allowed if denied is None else np.setdiff1d(allowed, denied))
+
+
+def _sorted_ids(given: ArrayLike | None) -> NDArray[np.int64] | None:
+    if given is None:
+        return None
+    ids = np.asarray(given)
     if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
         raise UsageError(f"ids to allow or deny are integers in one dimension, not {ids.dtype} {ids.shape}")
-    return Chosen(1 if deny is None else 2, np.unique(ids).astype(np.int64))
+    return np.unique(ids).astype(np.int64)
 
 
 def _ids(ids: NDArray[Any], place: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -149,6 +149,12 @@ def locked(folder: Path, *, new: bool, force: bool) -> Iterator[None]:
         yield
 
 
+def manifest_of(path: str | Path) -> Path:
+    """The manifest where `path` is the folder of an index, else `path`."""
+    path = Path(path)
+    return path / MANIFEST if (path / MANIFEST).is_file() else path
+
+
 def existing_index(folder: str | Path) -> Path:
     """The folder of an index, given it or its manifest.
 

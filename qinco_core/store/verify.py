@@ -9,7 +9,7 @@ from pathlib import Path
 
 from qinco_core.errors import ArtifactError, QincoError
 from qinco_core.files import existing_file
-from qinco_core.store import centroids, checkpoint, codes, model, pairwise, results
+from qinco_core.store import centroids, checkpoint, codes, index, model, pairwise, results
 from qinco_core.store.artifact import Header, read_header
 from qinco_core.store.spec import ContentHash
 from qinco_core.store.stream import StreamReader, is_stream
@@ -52,14 +52,14 @@ class Report:
 
 
 def verify(path: str | Path) -> Report:
-    """Check an artifact of any kind, or a saved stream of codes: header, digests, fingerprint, sizes.
+    """Check an artifact of any kind, an index by its folder, or a saved stream of codes: digests, fingerprint, sizes.
 
     What is wrong with the file is in the report; only a missing file raises.
 
     Raises:
         InputNotFoundError: it is not there.
     """
-    report = Report(existing_file(path))
+    report = Report(existing_file(index.manifest_of(path)))
     with report.step("readable"):
         if is_stream(report.path):
             _stream(report)
@@ -80,6 +80,7 @@ def _artifact(report: Report) -> None:
             centroids.KIND: _centroids,
             results.KIND: _results,
             pairwise.KIND: _pairwise,
+            index.KIND: _index,
         }
         if header.kind not in kinds:
             raise ArtifactError(f"{report.path} is of the unknown kind {header.kind!r}")
@@ -106,6 +107,15 @@ def _pairwise(report: Report) -> None:
         stored = pairwise.load_pairwise(report.path)
         pairwise.check_tables(report.path)
         report.add("tables", True, f"{len(stored.tables_TRD)} tables and additive codebooks, digests right")
+        report.add("fingerprint", True, stored.header.fingerprint)
+
+
+def _index(report: Report) -> None:
+    with report.step("manifest"):
+        stored = index.load_index(report.path)
+        report.add("manifest", True, f"{len(stored.flat['ids'])} entries, {len(stored.front)} operating points")
+        for name, right in index.check_files(stored):
+            report.add(name, right, "digest right" if right else "does not have its digest; build the index again")
         report.add("fingerprint", True, stored.header.fingerprint)
 
 
