@@ -1,0 +1,126 @@
+"""The index on disk: damage, replaced parents and interrupted rewriting are noticed."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qinco_core import Index
+from qinco_core.api import Codec
+from qinco_core.errors import ArtifactError, InputNotFoundError, LineageError, OutputExistsError
+from qinco_core.index import rewrite
+from qinco_core.store import Store, verify
+from qinco_core.store.index import load_index, locked
+
+
+@pytest.fixture
+def store(index_store: Store, tmp_path: Path) -> Store:
+    shutil.copytree(index_store.root, tmp_path / "store")
+    return Store(tmp_path / "store")
+
+
+def flat(store: Store, name: str) -> Path:
+    (path,) = store.index.glob(f"{name}.*.npy")
+    return path
+
+
+def test_everything_is_verified(store):
+    report = verify(store.index)
+    assert report.ok and report.kind == "index"
+    assert {"codes", "ids", "norms", "pair_norms"} <= {check.name.split(".")[0] for check in report.checks}
+    raw = bytearray(flat(store, "codes").read_bytes())
+    raw[5000] ^= 1
+    flat(store, "codes").write_bytes(raw)
+    assert [check.name for check in verify(store.index / "manifest.h5").checks if not check.ok] == ["codes.0001.npy"]
+
+
+@pytest.mark.parametrize("name", ["codes", "ids", "norms"])
+def test_a_truncated_array_is_refused(store, name):
+    path = flat(store, name)
+    path.write_bytes(path.read_bytes()[:-7])
+    with pytest.raises(ArtifactError, match=rf"{name}\.0001\.npy is missing, truncated or damaged"):
+        Index.open(store.index)
+
+
+def test_missing_and_foreign_arrays_are_refused(store):
+    np.save(flat(store, "norms"), np.zeros(3))
+    with pytest.raises(ArtifactError, match="holds float64"):
+        Index.open(store.index)
+    flat(store, "norms").unlink()
+    with pytest.raises(ArtifactError, match="norms"):
+        Index.open(store.index)
+
+
+def test_a_damaged_manifest_is_refused(store):
+    manifest = store.index / "manifest.h5"
+    raw = bytearray(manifest.read_bytes())
+    raw[len(raw) // 2] ^= 255
+    manifest.write_bytes(raw)
+    with pytest.raises(ArtifactError, match="manifest"):
+        Index.open(store.index)
+    manifest.unlink()
+    with pytest.raises(InputNotFoundError, match="qinco index"):
+        Index.open(store.index)
+
+
+@pytest.mark.parametrize("kind", ["model", "codes", "pairwise"])
+def test_what_was_replaced_is_named(store, kind):
+    other = Codec.load(store.model, precision="float32", threads=1)
+    other.network.mean.add_(1)
+    if kind == "model":
+        other.save(store.model, force=True)
+    else:
+        path = store.codes("base") if kind == "codes" else store.pairwise
+        shutil.copy(store.model, path)  # some other artifact in its place
+    with pytest.raises(LineageError, match="was replaced since .*: qinco index --force"):
+        Index.open(store.index)
+
+
+def test_a_model_that_moved_can_be_named(store, tmp_path):
+    moved = store.model.rename(tmp_path / "elsewhere.h5")
+    with pytest.raises(InputNotFoundError, match="say where it is"):
+        Index.open(store.index)
+    assert len(Index.open(store.index, model=moved)) == 10_000
+
+
+def test_the_store_can_move(store, tmp_path):
+    moved = Store(store.root.rename(tmp_path / "moved"))
+    with Index.open(moved.index) as index:
+        assert index.has_pairwise
+
+
+def test_a_rewrite_that_fails_leaves_the_old_index(store, monkeypatch):
+    before = load_index(store.index).header.fingerprint
+
+    def fail(*_: object) -> None:
+        raise OSError("the machine lost power")
+
+    with Index.open(store.index) as index:
+        monkeypatch.setattr(rewrite, "save_manifest", fail)
+        with pytest.raises(OSError, match="lost power"):
+            index.remove([1, 2, 3])
+        monkeypatch.undo()
+        assert len(index) == 10_000
+        assert load_index(store.index).header.fingerprint == before
+        assert index.remove([1, 2, 3]) == 3
+    assert verify(store.index).ok
+    assert len(list(store.index.glob("codes.*.npy"))) == 1
+
+
+def test_one_writer_at_a_time(store):
+    with Index.open(store.index) as index, locked(store.index, new=False, force=False):
+        with pytest.raises(OutputExistsError, match="another process"):
+            index.remove([1])
+
+
+def test_operating_points_do_not_change_what_an_index_is(store):
+    before = load_index(store.index)
+    with Index.open(store.index) as index:
+        index.save_front([{"recall": 0.5}])
+        assert index.front == [{"recall": 0.5}]
+    after = load_index(store.index)
+    assert after.front == [{"recall": 0.5}]
+    assert after.header.fingerprint == before.header.fingerprint
