@@ -1,7 +1,8 @@
 """A few operating points of `search.py`, measured in alternation: what its long ladders cannot do on a noisy machine.
 
-Ours beside the plain cascade and Faiss, all at the same bytes a vector, 2,000 queries at once, ten results. It wants the cache that
-`search.py --prepare` fills. Every round runs each point once; medians over the rounds are printed and written.
+Ours beside the plain cascade and Faiss, all at the same bytes a vector, 2,000 queries at once, ten results. It wants
+the cache that `search.py --prepare` fills. Every round runs each point once; medians over the rounds are printed and
+written.
 """
 
 from __future__ import annotations
