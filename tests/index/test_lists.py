@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -61,7 +62,7 @@ def test_it_is_a_stable_sort(memory, tmp_path, monkeypatch):
 def test_ranges_cover_all_lists_in_order(counts, most):
     found = ranges(np.array(counts), most)
     assert found[0][0] == 0 and found[-1][1] == len(counts)
-    assert all(a[1] == b[0] and a[0] < a[1] for a, b in zip(found, found[1:], strict=False))
+    assert all(a[1] == b[0] and a[0] < a[1] for a, b in pairwise(found))
     assert all(sum(counts[a:b]) <= most or sum(c > 0 for c in counts[a:b]) == 1 for a, b in found)
 
 

@@ -75,7 +75,7 @@ def test_what_was_replaced_is_named(store, kind):
     else:
         path = store.codes("base") if kind == "codes" else store.pairwise
         shutil.copy(store.model, path)  # some other artifact in its place
-    with pytest.raises(LineageError, match="was replaced since .*: qinco index --force"):
+    with pytest.raises(LineageError, match=r"was replaced since .*: qinco index --force"):
         Index.open(store.index)
 
 
@@ -111,9 +111,9 @@ def test_a_rewrite_that_fails_leaves_the_old_index(store, monkeypatch):
 
 
 def test_one_writer_at_a_time(store):
-    with Index.open(store.index) as index, locked(store.index, new=False, force=False):
-        with pytest.raises(OutputExistsError, match="another process"):
-            index.remove([1])
+    refused = pytest.raises(OutputExistsError, match="another process")
+    with Index.open(store.index) as index, locked(store.index, new=False, force=False), refused:
+        index.remove([1])
 
 
 def test_operating_points_do_not_change_what_an_index_is(store):
