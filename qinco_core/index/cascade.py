@@ -235,7 +235,7 @@ class Cascade:
             codes = torch.from_numpy(unpack(self._codes[entry], self._M, self._K).astype(np.int64))
             if self._engine.config.ivf_K:
                 codes = torch.cat([torch.from_numpy(self._lists(entry))[:, None], codes], dim=1)
-            xhat = self._engine.decode_rows(codes).cpu()
+            xhat = self._engine.decode_rows(codes.to(self._engine.plan.device)).cpu()
             query = torch.arange(rows.start, rows.stop) // n
             score[rows] = compare(q.index_select(0, query), xhat, metric).numpy()
 

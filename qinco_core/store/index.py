@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,8 @@ from qinco_core.store.artifact import (
 
 KIND = "index"
 MANIFEST = "manifest.h5"
+# files of some generation; others in the folder are not ours to remove
+_OURS = re.compile(r"(codes|ids|norms|pair_norms|index)\.\d{4,}\.(npy|faiss)")
 Array = NDArray[Any]
 
 
@@ -190,7 +193,7 @@ def save_manifest(
         out.finish(KIND, _fingerprint(fields, entries), fields, parents)
     named = {entry["name"] for entry in fields["files"].values()}
     for path in folder.iterdir():
-        if path.suffix in (".npy", ".faiss") and path.name not in named:
+        if _OURS.fullmatch(path.name) and path.name not in named:
             path.unlink(missing_ok=True)
     return out.header
 

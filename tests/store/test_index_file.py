@@ -110,6 +110,14 @@ def test_a_rewrite_that_fails_leaves_the_old_index(store, monkeypatch):
     assert len(list(store.index.glob("codes.*.npy"))) == 1
 
 
+def test_files_of_others_in_the_folder_stay(store):
+    for name in ("mine.npy", "codes.npy", "vectors.0001.npy"):
+        np.save(store.index / name, np.zeros(3))
+    with Index.open(store.index) as index:
+        index.remove([1])
+    assert {"mine.npy", "codes.npy", "vectors.0001.npy"} <= {path.name for path in store.index.iterdir()}
+
+
 def test_one_writer_at_a_time(store):
     refused = pytest.raises(OutputExistsError, match="another process")
     with Index.open(store.index) as index, locked(store.index, new=False, force=False), refused:
