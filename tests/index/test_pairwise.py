@@ -13,7 +13,7 @@ from qinco_core.api import Codec
 from qinco_core.codec.precision import plan
 from qinco_core.errors import DimensionError, LineageError, UsageError
 from qinco_core.index.additive import mean_square
-from qinco_core.index.pairwise import Pairwise, interaction_products
+from qinco_core.index.pairwise import Pairwise
 from qinco_core.index.pairwise_fit import FitConfig, Part, check_fit, errors, fit_pairwise, fresh_codes, quantize
 from qinco_core.index.recode import BOOKS, recode
 from qinco_core.index.training_codes import even, fit_to_vectors, training_codes
@@ -68,11 +68,6 @@ def test_the_kernels_give_what_plain_numpy_gives(coded: Coded, fitted: Pairwise)
     plain = fitted.decode(symbols, lists)
     s = fitted.interactions(symbols, lists)
     np.testing.assert_allclose(fitted.additive(symbols, lists) + s, plain, atol=1e-3)
-    q = coded.held.vectors[5].astype(np.float32)
-    products = np.empty(len(symbols), np.float32)
-    streams = fitted.streams(symbols, lists)
-    interaction_products(q, streams, fitted.pairs_2T, fitted.tables_TRD, fitted.scale, products)
-    np.testing.assert_allclose(products, s @ q, rtol=1e-4, atol=1e-2)
 
 
 def test_streams_are_the_symbols_and_those_of_the_list(coded: Coded, fitted: Pairwise):
