@@ -193,7 +193,7 @@ def forecast(codec: Codec, N: int, config: FitConfig, *, encoded: bool) -> dict[
         "tables": tables,
         "output_bytes": tables * c.K**2 * c.D + 4 * c.M * c.K * c.D,
         "memory_bytes": (400 << 20) + 6 * c.D * sample + (5 * tables + 8) * c.K**2 * c.D + 16 * (c.M * c.K) ** 2,
-        "seconds": round(fitting + (0 if encoded else (count + held) * encoding), 1),
+        "seconds": round(fitting + (0 if encoded else (count + held) * encoding), 3),
     }
 
 
