@@ -24,5 +24,5 @@ say qinco encode "$data/sift_base.u8bin" --name base --store "$ivf" --force
 say qinco pairwise "$data/sift_learn.bvecs" --limit 10000 --base base --sample 200000 --store "$ivf" --force
 say qinco index base --store "$ivf" --force
 say qinco search "$data/sift_query.fvecs" -k 10 --store "$ivf" --groundtruth "$data/sift_groundtruth.ivecs"
-say qinco tune "$data/sift_query.fvecs" --groundtruth "$data/sift_groundtruth.ivecs" --recall 0.9 --time 10s --store "$ivf"
+say qinco tune "$data/sift_query.fvecs" --groundtruth "$data/sift_groundtruth.ivecs" --recall 0.9 --time 30s --store "$ivf"
 say qinco search "$data/sift_query.fvecs" -k 10 --recall 0.9 --store "$ivf" -o "$QINCO_STORE/neighbors.npz" --force
