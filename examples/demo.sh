@@ -21,7 +21,7 @@ ivf="$QINCO_STORE/ivf"
 say qinco centroids "$data/sift_learn.bvecs" --k 256 --store "$ivf" --force
 say qinco train --preset qinco2-S --ivf "$ivf/centroids.h5" --time 45s --store "$ivf" --force "$data/sift_learn.bvecs"
 say qinco encode "$data/sift_base.u8bin" --name base --store "$ivf" --force
-say qinco pairwise "$data/sift_learn.bvecs" --limit 10000 --base base --sample 200000 --store "$ivf" --force
+say qinco pairwise "$data/sift_learn.bvecs" --skip 30000 --base base --sample 200000 --store "$ivf" --force
 say qinco index base --store "$ivf" --force
 say qinco search "$data/sift_query.fvecs" -k 10 --store "$ivf" --groundtruth "$data/sift_groundtruth.ivecs"
 say qinco tune "$data/sift_query.fvecs" --groundtruth "$data/sift_groundtruth.ivecs" --recall 0.9 --time 30s --store "$ivf"

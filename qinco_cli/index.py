@@ -138,6 +138,7 @@ def _change(
     from qinco_cli.decode import find_codes
 
     facts: dict[str, Any] = {}
+    tuned = bool(opened.front)
     if changes["add"] is not None:
         before = len(opened)
         opened.add(find_codes(changes["add"], store), ids=opt.read_ids(ids), memory=memory, progress=console)
@@ -150,19 +151,25 @@ def _change(
         opened.export_faiss(changes["export"], force=force)
         facts["exported"] = str(changes["export"])
         console.note(f"wrote {changes['export']}")
+    if tuned and not opened.front:
+        console.note("the operating points were of the index as it was: find new ones with qinco tune")
     return facts
 
 
 def _finish(opened: Index, facts: dict[str, Any], console: Console, as_json: bool) -> None:
     """Say what the index is now."""
     from qinco_cli.console import print_json, size
+    from qinco_core.store.index import load_index
 
     N = len(opened)
     total = sum(path.stat().st_size for path in opened.folder.iterdir())
-    console.note(f"{N:,} vectors in {opened.nlist:,} lists, {size(total)}, {total / max(N, 1):.1f} bytes a vector")
+    width = sum(array.nbytes for array in load_index(opened.folder).flat.values()) / max(N, 1)
+    console.note(
+        f"{N:,} vectors in {opened.nlist:,} lists, {width:g} bytes each; {size(total)} with centroids and codebooks"
+    )
     if as_json:
         described = {"index": str(opened.folder), "fingerprint": opened.header.fingerprint, "vectors": N}
-        print_json(described | {"lists": opened.nlist, "bytes": total, "bytes_per_vector": total / max(N, 1)} | facts)
+        print_json(described | {"lists": opened.nlist, "bytes": total, "bytes_per_vector": width} | facts)
 
 
 def _report(

@@ -30,7 +30,8 @@ from qinco_core.store.index import StoredIndex, smallest_ids
 
 Array = NDArray[Any]
 _ROWS = 1 << 15
-_SAMPLE = 1 << 15
+# codes that the scales of residual norms are set by, and from how many chunks of a file they are at least
+_SAMPLE, _CHUNKS = 1 << 15, 32
 LOOKS = ("norms", "pair_norms")
 
 
@@ -92,19 +93,22 @@ class CodesSource:
         """Take codes and the ids of their rows: those given, else their own, else numbers from `first_id` on.
 
         Raises:
-            UsageError: there are not as many ids as codes.
+            UsageError: there are not as many ids as codes, or they are no integers.
         """
+        if ids is not None and (ids.ndim != 1 or ids.dtype.kind not in "iu"):
+            raise UsageError(f"ids of codes are integers in one dimension, not {ids.dtype} {ids.shape}")
         if ids is not None and len(ids) != len(codes):
             raise UsageError(f"{len(ids)} ids for {len(codes)} codes of {codes.path}: give one id a code")
         self._codes, self._estimator, self._ids, self._first = codes, estimator, ids, first_id
         self._scales: dict[str, Scale] = {}
 
     def scales(self) -> dict[str, Scale]:
-        """How the residual norms of such codes are stored: by a sample from all of them."""
+        """How the residual norms of such codes are stored: by a sample of chunks from beginning to end."""
         found: dict[str, list[Array]] = {look: [] for look in self._estimator.looks}
-        chunks = range(0, self._codes.chunks, max(1, self._codes.chunks * self._codes.chunk_rows // _SAMPLE))
+        number_of = min(self._codes.chunks, max(_CHUNKS, _SAMPLE // self._codes.chunk_rows))
+        chunks = np.unique(np.linspace(0, self._codes.chunks - 1, number_of).astype(int))
         for number in chunks:
-            rows = self._codes.chunk(number).cut(0, _SAMPLE)
+            rows = self._codes.chunk(int(number)).cut(0, max(1, _SAMPLE // len(chunks)))
             for look, values in self._estimator.norms(rows).items():
                 found[look].append(values)
         return {look: Scale.of(np.concatenate(parts) if parts else np.empty(0)) for look, parts in found.items()}
@@ -150,7 +154,7 @@ class IndexSource:
     def __init__(self, index: StoredIndex, without: Array | None = None) -> None:
         self._index = index
         self._offsets = index.arrays["offsets"]
-        self._without = None if without is None else np.unique(without)
+        self._without = None if without is None else np.unique(without.astype(np.int64))
 
     def heads(self) -> Iterator[tuple[Array, Array]]:
         """Lists and ids, by batches."""

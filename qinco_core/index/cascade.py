@@ -96,6 +96,11 @@ class Cascade:
         self._centroid_table = torch.from_numpy(-centred).to(dtype)
         self._half_norms = torch.from_numpy(np.square(centred).sum(1) / 2).to(dtype)
 
+    @property
+    def ids(self) -> Array:
+        """Of the entries [N]."""
+        return self._arrays.ids
+
     @functools.cached_property
     def _coarse(self) -> Coarse:
         """The graph of the centroids, with Faiss, for searches that ask for it."""

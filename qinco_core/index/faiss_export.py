@@ -2,6 +2,7 @@
 
 It searches as the first look does; pairwise decoder and network stay here. Faiss builds its look-up table for every
 list, of q − c, so the norm it wants of an entry is that of its residual's reconstruction alone, ‖r‖².
+Fewer than 256 lists have no graph: all their centroids are compared.
 Shapes: n entries of a batch, M symbols, K codewords, D dimension, L lists.
 """
 
@@ -17,6 +18,7 @@ from qinco_core.codec.packing import unpack
 from qinco_core.errors import UsageError
 from qinco_core.files import atomic_output, storage_errors
 from qinco_core.index.additive import additive_sums
+from qinco_core.index.rewrite import GRAPH_FROM
 from qinco_core.optional import import_faiss
 from qinco_core.store.artifact import write_all
 from qinco_core.store.index import StoredIndex
@@ -49,7 +51,7 @@ def _index(faiss: Any, stored: StoredIndex) -> Any:
     M, K, D = additive.shape
     if K > 256:
         raise UsageError(f"symbols of K = {K} codewords do not fit an index of Faiss: it has 8 bits for one at most")
-    quantizer = faiss.IndexHNSWFlat(D, _LINKS)
+    quantizer = faiss.IndexHNSWFlat(D, _LINKS) if len(centroids) >= GRAPH_FROM else faiss.IndexFlatL2(D)
     quantizer.add(centroids)
     bits = K.bit_length() - 1
     form = faiss.AdditiveQuantizer.ST_norm_qint8

@@ -203,9 +203,15 @@ class Index:
         return self._stored.front
 
     def save_front(self, points: list[dict[str, Any]]) -> None:
-        """Put operating points into the manifest."""
+        """Put operating points into the manifest.
+
+        Raises:
+            LineageError: the index was changed since it was opened, and the points are of what it was.
+        """
         with locked(self.folder, new=False, force=False):
             stored = load_index(self.folder)
+            if stored.header.fingerprint != self.header.fingerprint:
+                raise LineageError(f"{self.folder} was changed since it was opened: open it again")
             save_manifest(self.folder, stored.config, stored.arrays, stored.header.parents, points)
             self._stored = load_index(self.folder)
 
@@ -285,7 +291,9 @@ class Index:
         q = check_queries(xq, k, dim=self.dim, count=len(self))
         self._check(params, metric, originals)
         chosen = _filter(allow, deny)
-        cascade, ids = self._cascade, self._stored.flat["ids"]
+        if "_cascade" not in self.__dict__:
+            raise UsageError(f"{self.folder} was closed; open it again")
+        cascade, ids = self._cascade, self._cascade.ids
         distances, found = np.empty((len(q), k), np.float32), np.empty((len(q), k), np.int64)
         rankings: dict[str, list[NDArray[np.int64]]] = {}
         seconds: dict[str, float] = {}
@@ -343,10 +351,11 @@ class Index:
 
         Raises:
             LineageError: the codes are of another model.
+            UsageError: ids do not fit.
         """
         with locked(self.folder, new=False, force=False), open_codes(codes) as file:
             check_codes(file, self.codec)
-            stored = load_index(self.folder)
+            stored = self._reload()
             writer = Writer(self.folder, self.codec, stored.arrays["additive"], self._pairwise, memory)
             source = CodesSource(file, writer.estimator, ids, stored.config["max_id"] + 1)
             source.use({look: Scale(**scale) for look, scale in stored.config["scales"].items()})
@@ -359,13 +368,26 @@ class Index:
         unwanted = np.asarray(ids)
         if unwanted.ndim != 1 or (unwanted.size and unwanted.dtype.kind not in "iu"):
             raise UsageError(f"ids to remove are integers in one dimension, not {unwanted.dtype} {unwanted.shape}")
-        before = len(self)
         with locked(self.folder, new=False, force=False):
-            stored = load_index(self.folder)
+            stored = self._reload()
             writer = Writer(self.folder, self.codec, stored.arrays["additive"], self._pairwise, memory)
             writer.rewrite(stored, [IndexSource(stored, unwanted)], [], progress or Silent())
         self._use(load_index(self.folder))
-        return before - len(self)
+        return len(stored.flat["ids"]) - len(self)
+
+    def _reload(self) -> StoredIndex:
+        """The index as it is now, to go on from.
+
+        Raises:
+            LineageError: it is another one, of another model or pairwise decoder.
+        """
+        stored = load_index(self.folder)
+        for kind in ("model", "pairwise"):
+            if [parent for parent, _ in origins(stored, kind)] != [parent for parent, _ in origins(self._stored, kind)]:
+                raise LineageError(
+                    f"{self.folder} was replaced since it was opened, with another {kind}: open it again"
+                )
+        return stored
 
     def export_faiss(self, path: str | Path, *, force: bool = False) -> None:
         """Write a plain index of Faiss with these lists, codes and additive codebooks: `index.faiss_export`.
@@ -413,7 +435,7 @@ def _sorted_ids(given: ArrayLike | None) -> NDArray[np.int64] | None:
     ids = np.asarray(given)
     if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
         raise UsageError(f"ids to allow or deny are integers in one dimension, not {ids.dtype} {ids.shape}")
-    return np.unique(ids).astype(np.int64)
+    return np.unique(ids.astype(np.int64))
 
 
 def _ids(ids: NDArray[Any], place: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -68,7 +68,7 @@ def _any_below(score: Array, first: int, count: int, worst: Any) -> bool:
 
 @njit(nogil=True, cache=True)
 def smallest(score_QX: Array, n: int, place_Qn: Array) -> None:
-    """Where the n smallest of every row stand, in no order. X is at least n."""
+    """Where the n smallest of every row stand, in no order; −1 in place of those that are infinite or NaN."""
     Q, X = score_QX.shape
     limit = n + n // 2 + 4
     score, place = np.empty(limit + _SMALL_BLOCK + 1, np.float32), np.empty(limit + _SMALL_BLOCK + 1, np.int64)
@@ -87,7 +87,8 @@ def smallest(score_QX: Array, n: int, place_Qn: Array) -> None:
                 worst = score[:n].max()
         if count > n:
             _keep_smallest(score, place, count, n)
-        place_Qn[q] = place[:n]
+            count = n
+        place_Qn[q, :count], place_Qn[q, count:] = place[:count], -1
 
 
 @njit(nogil=True, cache=True, inline="always")

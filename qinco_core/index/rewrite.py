@@ -5,8 +5,9 @@ Shapes: M symbols, K codewords, D dimension.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,17 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qinco_core.api import Codec
-from qinco_core.errors import InputNotFoundError, LineageError
+from qinco_core.errors import ArtifactError, InputNotFoundError, LineageError
 from qinco_core.index.build import Estimator, Scale
 from qinco_core.index.coarse import Coarse
 from qinco_core.index.lists import EntrySource, count_lists, write_lists
 from qinco_core.index.pairwise import Pairwise
 from qinco_core.progress import Progress
 from qinco_core.store import Header, Parent, read_header
-from qinco_core.store.index import StoredIndex, file_entry, save_manifest, smallest_ids
+from qinco_core.store.index import StoredIndex, file_entry, remove_unnamed, save_manifest, smallest_ids
 
 # an HNSW graph over fewer centroids than this is of no use
-_GRAPH_FROM = 256
+GRAPH_FROM = 256
 Origin = tuple[Parent, Path | None]
 
 
@@ -45,20 +46,23 @@ class Writer:
     ) -> Header:
         """Write a new index, in place of one that may be there."""
         generation = 1 + max((_generation(path) for path in self._folder.glob("*.npy")), default=0)
-        files = {}
-        if len(self.centroids) >= _GRAPH_FROM:
-            graph = self._folder / f"index.{generation:04}.faiss"
-            progress.note("building the HNSW graph of the centroids")
-            Coarse(self.centroids, threads=self._codec.plan.threads, device="cpu").save_hnsw(graph, force=True)
-            files["coarse"] = file_entry(graph)
         fields = {
             "model": self._codec.config.model_dump(mode="json"),
             "scales": {look: asdict(scale) for look, scale in scales.items()},
             "sources": [_recorded(parent, path, self._folder) for parent, path in origins],
-            "files": files,
         }
         arrays = {"centroids": self.centroids, "additive": self._additive}
-        return self._write(sources, fields, arrays, [], generation, tuple(parent for parent, _ in origins), progress)
+        with _nothing_left_of_failure(self._folder):
+            fields["files"] = self._graph(generation, progress)
+            return self._write(sources, fields, arrays, generation, tuple(parent for parent, _ in origins), progress)
+
+    def _graph(self, generation: int, progress: Progress) -> dict[str, Any]:
+        if len(self.centroids) < GRAPH_FROM:
+            return {}
+        graph = self._folder / f"index.{generation:04}.faiss"
+        progress.note("building the HNSW graph of the centroids")
+        Coarse(self.centroids, threads=self._codec.plan.threads, device="cpu").save_hnsw(graph, force=True)
+        return {"coarse": file_entry(graph)}
 
     def rewrite(
         self, stored: StoredIndex, sources: Sequence[EntrySource], more: Sequence[Origin], progress: Progress
@@ -68,14 +72,14 @@ class Writer:
         fields["sources"] = fields["sources"] + [_recorded(parent, path, self._folder) for parent, path in more]
         arrays = {name: stored.arrays[name] for name in ("centroids", "additive")}
         parents = stored.header.parents + tuple(parent for parent, _ in more)
-        return self._write(sources, fields, arrays, [], stored.generation + 1, parents, progress)
+        with _nothing_left_of_failure(self._folder):
+            return self._write(sources, fields, arrays, stored.generation + 1, parents, progress)
 
     def _write(
         self,
         sources: Sequence[EntrySource],
         fields: dict[str, Any],
         arrays: dict[str, NDArray[Any]],
-        front: list[dict[str, Any]],
         generation: int,
         parents: tuple[Parent, ...],
         progress: Progress,
@@ -93,7 +97,18 @@ class Writer:
         kept = {name: entry for name, entry in fields["files"].items() if "shape" not in entry}
         config = fields | {"generation": generation, "max_id": largest, "files": kept | written}
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        return save_manifest(self._folder, config, arrays | {"offsets": offsets}, parents, front)
+        return save_manifest(self._folder, config, arrays | {"offsets": offsets}, parents)
+
+
+@contextlib.contextmanager
+def _nothing_left_of_failure(folder: Path) -> Iterator[None]:
+    """Remove the new files when the block raises: they may be what filled the disk."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(ArtifactError, OSError):  # what went wrong first is what matters
+            remove_unnamed(folder)
+        raise
 
 
 def identity(header: Header) -> Parent:

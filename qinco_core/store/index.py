@@ -32,6 +32,7 @@ from qinco_core.store.artifact import (
     damage_is_error,
     fingerprint_of,
     open_artifact,
+    read_header,
     write_all,
 )
 
@@ -133,9 +134,6 @@ def locked(folder: Path, *, new: bool, force: bool) -> Iterator[None]:
         InputNotFoundError: there is none, and `new` is false.
         StorageError: the folder cannot be made or written.
     """
-    manifest = folder / MANIFEST
-    if new and manifest.exists() and not force:
-        raise OutputExistsError(f"{folder} holds an index; replace it with --force, or add to it with --add")
     if not new:
         existing_index(folder)
     with storage_errors(folder):
@@ -149,6 +147,8 @@ def locked(folder: Path, *, new: bool, force: bool) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise OutputExistsError(f"{folder} is being written by another process; wait for it") from None
+        if new and not force and (folder / MANIFEST).exists():
+            raise OutputExistsError(f"{folder} holds an index; replace it with --force, or add to it with --add")
         yield
 
 
@@ -191,15 +191,26 @@ def save_manifest(
         entries = write_arrays(out, "arrays", arrays)
         out.text("front", canonical_json({"points": front or []}))
         out.finish(KIND, _fingerprint(fields, entries), fields, parents)
-    named = {entry["name"] for entry in fields["files"].values()}
-    for path in folder.iterdir():
-        if _OURS.fullmatch(path.name) and path.name not in named:
-            path.unlink(missing_ok=True)
+    remove_unnamed(folder)
     return out.header
 
 
+def remove_unnamed(folder: Path) -> None:
+    """Remove files of other generations than the manifest's. The caller holds `locked`.
+
+    Raises:
+        ArtifactError: the manifest is damaged, and all files stay.
+    """
+    named = set()
+    if (folder / MANIFEST).exists():
+        named = {entry["name"] for entry in read_header(folder / MANIFEST).config["files"].values()}
+    for path in folder.iterdir():
+        if _OURS.fullmatch(path.name) and path.name not in named:
+            path.unlink(missing_ok=True)
+
+
 def load_index(folder: str | Path) -> StoredIndex:
-    """Read the manifest, checked, and map the flat arrays, of which only sizes are checked.
+    """Read the manifest, checked, and map the flat arrays; of these and other files only sizes are checked.
 
     Raises:
         InputNotFoundError: there is no index.
@@ -207,17 +218,29 @@ def load_index(folder: str | Path) -> StoredIndex:
         ArtifactVersionError: a newer qinco wrote it.
     """
     folder = existing_index(folder)
+    while True:
+        before = (folder / MANIFEST).stat()
+        try:
+            return _load(folder)
+        except ArtifactError:
+            # a writer may have put a new manifest in place, and removed the arrays of the one just read
+            if (folder / MANIFEST).stat().st_ino == before.st_ino:
+                raise
+
+
+def _load(folder: Path) -> StoredIndex:
     path = folder / MANIFEST
     with open_artifact(path, KIND) as (file, header), damage_is_error(path):
         arrays, entries = read_arrays(file, "arrays", path)
         if _fingerprint(header.config, entries) != header.fingerprint:
             raise ArtifactError(f"{path} is corrupted: its content does not have its fingerprint; build it again")
         front = list(read_json(file, "front", path)["points"])
-        flat = {
-            name: _mapped(folder / entry["name"], entry)
-            for name, entry in header.config["files"].items()
-            if "shape" in entry
-        }
+        flat = {}
+        for name, entry in header.config["files"].items():
+            if "shape" in entry:
+                flat[name] = _mapped(folder / entry["name"], entry)
+            else:
+                _sized(folder / entry["name"], entry)
     return StoredIndex(folder, header, header.config, arrays, flat, front)
 
 
@@ -232,6 +255,12 @@ def _mapped(path: Path, entry: dict[str, Any]) -> Array:
     if array.shape != shape or array.dtype != dtype:
         raise ArtifactError(f"{path} holds {array.dtype} {array.shape}, not {dtype} {shape}; build the index again")
     return array
+
+
+def _sized(path: Path, entry: dict[str, Any]) -> None:
+    size = path.stat().st_size if path.is_file() else 0
+    if size != entry["bytes"]:
+        raise ArtifactError(f"{path} is missing or truncated: {size} of {entry['bytes']} bytes; build the index again")
 
 
 def check_files(index: StoredIndex) -> list[tuple[str, bool]]:

@@ -12,7 +12,7 @@ import pytest
 from qinco_core import Index
 from qinco_core.api import Codec
 from qinco_core.config import SearchConfig
-from qinco_core.errors import DimensionError, OutputExistsError, UsageError, VectorFileError
+from qinco_core.errors import DimensionError, LineageError, OutputExistsError, UsageError, VectorFileError
 from qinco_core.index import cascade
 from qinco_core.optional import import_faiss
 from qinco_core.store import Store, create_codes, open_codes
@@ -212,6 +212,54 @@ def test_ids_of_64_bits_removing_and_adding_again(changing, codec, xq, tmp_path)
         Index.build(tmp_path / "other", codec, changing.codes("base"), pairwise=changing.pairwise, ids=ids[:5])
     with pytest.raises(OutputExistsError, match="--force"):
         Index.build(changing.index, codec, changing.codes("base"), pairwise=changing.pairwise)
+
+
+def test_a_closed_index_is_not_searched(changing, codec, xq):
+    with Index.open(changing.index, model=codec) as index:
+        index.search(xq, 5, FEW)
+    with pytest.raises(UsageError, match="was closed"):
+        index.search(xq, 5, FEW)
+
+
+def test_unsigned_ids_remove_and_allow_only_what_they_name(changing, codec, xq):
+    first = np.sort(np.random.default_rng(0).choice(1 << 60, 5000, replace=False)) * 2 + (1 << 61)
+    ids = np.append(first, first + 1)  # neighbours, which float64 cannot tell apart
+    arguments = {"pairwise": changing.pairwise, "ids": ids, "force": True}
+    with Index.build(changing.index, codec, changing.codes("base"), **arguments) as index:
+        beyond = np.append(first[:2000].astype(np.uint64), np.uint64(1 << 63))
+        only = index.search(xq, 5, ALL, allow=beyond)[1]
+        assert np.isin(only, first[:2000]).all()
+        assert index.remove(beyond) == 2000
+        assert np.isin(first[:2000] + 1, index.search(xq, 8000, ALL)[1][0]).all()
+
+
+@pytest.mark.parametrize("ids", [np.arange(10_000) + 0.5, np.zeros((10_000, 2), np.int64)])
+def test_ids_that_are_no_integers_in_a_row_are_refused(index_store, codec, tmp_path, ids):
+    with pytest.raises(UsageError, match="integers in one dimension"):
+        Index.build(tmp_path, codec, index_store.codes("base"), pairwise=index_store.pairwise, ids=ids)
+
+
+def test_another_holder_changed_the_index(changing, codec, xq):
+    """Places and ids stay of one generation, and only what a call removed is counted."""
+    with Index.open(changing.index, model=codec) as held, Index.open(changing.index, model=codec) as other:
+        before = held.search(xq, 10, FEW)[1]
+        assert other.remove(np.arange(5000)) == 5000
+        with pytest.raises(LineageError, match="open it again"):
+            held.save_front([])
+        np.testing.assert_array_equal(held.search(xq, 10, FEW)[1], before)
+        assert other.remove([5000, 5001]) == 2
+        assert held.remove([6000]) == 1
+
+
+@pytest.mark.parametrize("metric", ["ip", "cosine"])
+def test_threads_share_a_query_whatever_the_metric(index, xq, monkeypatch, metric):
+    params = SearchConfig(nprobe=32, n_mid=100, n_short=40)
+    alone = index.search(xq[:1], 30, params, metric=metric)
+    shared, scan = [], cascade.Cascade._scan_shared
+    monkeypatch.setattr(cascade, "_SHARED", 0)
+    monkeypatch.setattr(cascade.Cascade, "_scan_shared", lambda *a: shared.append(1) or scan(*a))
+    np.testing.assert_array_equal(alone[1], index.search(xq[:1], 30, params, metric=metric)[1])
+    assert shared
 
 
 def test_a_model_without_lists(trained, sift_learn, base, xq, tmp_path):

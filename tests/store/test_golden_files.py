@@ -6,6 +6,7 @@ new folder, and keep the old ones passing.
 """
 
 import hashlib
+import io
 import json
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from qinco_core.config import EncodeConfig, ModelConfig
 from qinco_core.store import (
     FORMAT_VERSION,
     CodesSpec,
+    Parent,
     StreamReader,
     StreamWriter,
     check_lineage,
@@ -31,6 +33,7 @@ from qinco_core.store import (
     save_model,
     verify,
 )
+from qinco_core.store.index import FlatWriter, file_entry, load_index, save_manifest
 
 GOLDEN = Path(__file__).parent / "golden"
 FINGERPRINTS = {
@@ -40,6 +43,7 @@ FINGERPRINTS = {
         "lists.h5": "6fa32ef4ab776ac63769b864f544cc19",
         "centroids.h5": "ca6e7a2c13d702586877f42f6612fb81",
         "training.h5": "5ffec07437af74bb0abf279ec2db0134",
+        "index": "bdc5d6d9ed424f51f864ed98a656afe2",
     },
 }
 
@@ -54,6 +58,13 @@ CENTROIDS = np.arange(12, dtype="f4").reshape(3, 4) / 8 - 1
 CODES = (np.arange(25 * 2) * 37 % 251).astype("u1").reshape(25, 2)
 IDS = np.arange(25) * 10**15 - 3
 LISTS = np.arange(25) * 7 % 21  # 5 bits
+INDEX = {
+    "offsets": np.array([0, 10, 10, 25]),
+    "centroids": CENTROIDS,
+    "additive": np.arange(192, dtype="f4").reshape(3, 16, 4) / 64,
+}
+FLAT = {"codes": CODES, "ids": (IDS + 3).astype("<i8"), "norms": np.arange(25, dtype="u1") * 10}
+FRONT = [{"recall": 0.5, "params": {"nprobe": 2}}]
 
 
 def spec(model, ivf_K=0):
@@ -75,6 +86,21 @@ def write(folder):
         out.append(CODES, IDS, LISTS)
     save_checkpoint(folder / "training.h5", config={"lr": 0.1}, arrays=ARRAYS, state=STATE)
     save_centroids(folder / "centroids.h5", CENTROIDS, training={"mse": 0.5})
+    write_index(folder / "index", Parent("model", header.fingerprint))
+
+
+def write_index(folder, model):
+    folder.mkdir()
+    (folder / "index.0001.faiss").write_bytes(b"stands for a graph")
+    files = {"coarse": file_entry(folder / "index.0001.faiss")}
+    for name, array in FLAT.items():
+        with FlatWriter(folder / f"{name}.0001.npy", array.shape, array.dtype) as out:
+            out.append(array)
+        files[name] = out.entry
+    source = {"kind": "model", "fingerprint": model.fingerprint, "path": "../model.h5"}
+    config = {"model": CONFIG.model_dump(mode="json"), "scales": {"norms": {"low": 1.5, "step": 0.25}}}
+    config |= {"sources": [source], "generation": 1, "max_id": int(FLAT["ids"].max()), "files": files}
+    save_manifest(folder, config, INDEX, (model,), FRONT)
 
 
 def test_every_version_is_here():
@@ -114,6 +140,15 @@ def test_golden_files_are_read_and_verified(version):
     found = load_centroids(folder / "centroids.h5")
     np.testing.assert_array_equal(found.centroids, CENTROIDS)
     assert found.training == {"mse": 0.5}
+    index = load_index(folder / "index")
+    assert (index.front, index.generation) == (FRONT, 1)
+    assert index.header.parents == (Parent("model", stored.header.fingerprint),)
+    for arrays, expected in ((index.arrays, INDEX), (index.flat, FLAT)):
+        assert set(arrays) == set(expected)
+        for name, array in expected.items():
+            np.testing.assert_array_equal(arrays[name], array)
+            assert arrays[name].dtype == array.dtype
+    assert index.file("coarse").read_bytes() == b"stands for a graph"
 
 
 @pytest.mark.parametrize("version", FINGERPRINTS)
@@ -146,6 +181,23 @@ def test_the_documented_format_is_enough():
         data = file["arrays/centroids"]
         entry = ["centroids", "<f4", list(data.shape), digest(data[()].tobytes())]
         assert file.attrs["fingerprint"].decode() == fingerprint({"kind": "centroids", "arrays": [entry]})
+
+    folder = GOLDEN / "v1" / "index"
+    with h5py.File(folder / "manifest.h5") as file:
+        config = json.loads(file.attrs["config"])
+        said, front = file.attrs["fingerprint"].decode(), json.loads(bytes(file["front"][()]))
+        entries = [[n, a.dtype.str, list(a.shape), digest(a[()].tobytes())] for n, a in sorted(file["arrays"].items())]
+    assert front == {"points": FRONT}
+    assert said == fingerprint({"kind": "index", "config": config, "arrays": entries})
+    for entry in config["files"].values():
+        raw = (folder / entry["name"]).read_bytes()
+        if "shape" in entry:
+            array = np.load(io.BytesIO(raw))
+            assert (list(array.shape), array.dtype.str) == (entry["shape"], entry["dtype"])
+            raw = array.tobytes()
+        else:
+            assert len(raw) == entry["bytes"]
+        assert digest(raw) == entry["digest"]
 
     for name in ("codes", "lists"):
         with h5py.File(GOLDEN / "v1" / f"{name}.h5") as file:
