@@ -27,6 +27,8 @@ from qinco_core.index import kernels
 from qinco_core.index.build import Scale
 from qinco_core.index.coarse import Coarse
 from qinco_core.index.pairwise import Pairwise
+from qinco_core.index.probe import Probe
+from qinco_core.index.select import partition, rank
 from qinco_core.store.index import StoredIndex
 from qinco_core.vectors import VectorFile
 
@@ -62,7 +64,7 @@ class Candidates:
         ends = [0, *sorted(set(self.heads))]
         for begin, end in itertools.pairwise(ends):
             if begin < k:
-                kernels.rank(score, place, begin, end, min(end, k) - begin)
+                rank(score, place, begin, end, min(end, k) - begin)
         return score[:, :k], place[:, :k]
 
 
@@ -90,11 +92,7 @@ class Cascade:
         self._M, self._K, self._bits = M, K, K.bit_length() - 1
         dtype = engine.plan.dtype if engine.plan.device.type == "cpu" else torch.float32
         self._additive = torch.from_numpy(arrays["additive"].reshape(M * K, D)).to(dtype)
-        # about their mean, where rounding to 16 bits costs least
-        self._mean = self._centroids.mean(0)
-        centred = self._centroids - self._mean
-        self._centroid_table = torch.from_numpy(-centred).to(dtype)
-        self._half_norms = torch.from_numpy(np.square(centred).sum(1) / 2).to(dtype)
+        self._probe = Probe(self._centroids, arrays.get("groups"), dtype)
 
     @property
     def ids(self) -> Array:
@@ -149,7 +147,7 @@ class Cascade:
         score, place = np.empty((len(q), n), np.float32), np.empty((len(q), n), np.int64)
 
         def work(rows: slice) -> None:
-            probed = self._probe(q[rows], nprobe, metric) if lists is None else lists[rows]
+            probed = self._probe.nearest(q[rows], nprobe, metric) if lists is None else lists[rows]
             self._scan_rows(q[rows], probed, metric, chosen, score[rows], place[rows])
 
         run_parallel(work, _slices(len(q), _QUERIES, self._host.threads), self._host)
@@ -159,7 +157,7 @@ class Cascade:
         self, q: Array, n: int, nprobe: int, lists: Array | None, metric: Metric, chosen: kernels.Chosen
     ) -> Candidates:
         """The scan of few queries, every thread taking some of their lists."""
-        probed = self._probe(q, nprobe, metric) if lists is None else lists
+        probed = self._probe.nearest(q, nprobe, metric) if lists is None else lists
         parts = [np.ascontiguousarray(probed[:, i :: self._host.threads]) for i in range(self._host.threads)]
 
         def work(part: Array) -> tuple[Array, Array]:
@@ -169,20 +167,8 @@ class Cascade:
 
         found = run_parallel(work, parts, self._host)
         score, place = (np.concatenate(column, axis=1) for column in zip(*found, strict=True))
-        kernels.partition(score, place, score.shape[1], n)
+        partition(score, place, score.shape[1], n)
         return Candidates(q, np.ascontiguousarray(score[:, :n]), np.ascontiguousarray(place[:, :n]), [n])
-
-    def _probe(self, q: Array, nprobe: int, metric: Metric) -> Array:
-        """The nprobe best lists of every query, int32 [Q, nprobe], all centroids compared."""
-        L = len(self._centroids)
-        if nprobe == L:
-            return np.broadcast_to(np.arange(L, dtype=np.int32), (len(q), L))
-        # ‖c‖²/2 − ⟨q, c⟩ is smallest for the nearest centroid, −⟨q, c⟩ for the largest inner product
-        near, norms = (q - self._mean, self._half_norms) if metric == "l2" else (q, None)
-        score = F.linear(torch.from_numpy(near).to(self._centroid_table.dtype), self._centroid_table, norms)
-        place = np.empty((len(q), nprobe), np.int64)
-        kernels.smallest(score.float().numpy(), nprobe, place)
-        return place.astype(np.int32)
 
     def _scan_rows(
         self, q: Array, lists: Array, metric: Metric, chosen: kernels.Chosen, score: Array, place: Array
@@ -200,7 +186,7 @@ class Cascade:
         """Bring the n best candidates of the last stage to the front."""
 
         def work(rows: slice) -> None:
-            kernels.partition(found.score[rows], found.place[rows], found.heads[-1], n)
+            partition(found.score[rows], found.place[rows], found.heads[-1], n)
 
         run_parallel(work, _slices(len(found.q), 256, self._host.threads), self._host)
 

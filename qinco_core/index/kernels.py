@@ -13,82 +13,12 @@ from numba import njit
 from numpy.typing import NDArray
 
 from qinco_core.index.pairwise import add_rows
+from qinco_core.index.select import any_below, keep_smallest
 
 Array = NDArray[Any]
 
-# scores looked at together before any of them is compared with the worst that is kept: of entries, of others
-_BLOCK, _SMALL_BLOCK = 128, 64
-
-
-@njit(nogil=True, cache=True)
-def _keep_smallest(score: Array, place: Array, count: int, n: int) -> None:
-    """Quickselect: move the n smallest of the first `count` scores, with their places, to the front."""
-    low, high = 0, count - 1
-    while low < high:
-        pivot = score[(low + high) >> 1]
-        i, j = low, high
-        while i <= j:
-            while score[i] < pivot:
-                i += 1
-            while score[j] > pivot:
-                j -= 1
-            if i <= j:
-                score[i], score[j] = score[j], score[i]
-                place[i], place[j] = place[j], place[i]
-                i += 1
-                j -= 1
-        if n - 1 <= j:
-            high = j
-        elif n - 1 >= i:
-            low = i
-        else:
-            return
-
-
-@njit(nogil=True, cache=True)
-def _sort(score: Array, place: Array, count: int) -> None:
-    """Sort the first `count` scores with their places, ascending; of equal ones the lower place first."""
-    for gap in (701, 301, 132, 57, 23, 10, 4, 1):  # Ciura's gaps: the lists are short
-        for i in range(gap, count):
-            s, p, j = score[i], place[i], i
-            while j >= gap and (score[j - gap] > s or (score[j - gap] == s and place[j - gap] > p)):
-                score[j], place[j] = score[j - gap], place[j - gap]
-                j -= gap
-            score[j], place[j] = s, p
-
-
-@njit(nogil=True, cache=True)
-def _any_below(score: Array, first: int, count: int, worst: Any) -> bool:
-    """Whether one of `count` scores is below `worst`; without branches, so that it is a few vector instructions."""
-    found = 0
-    for i in range(first, first + count):
-        found |= score[i] < worst
-    return found != 0
-
-
-@njit(nogil=True, cache=True)
-def smallest(score_QX: Array, n: int, place_Qn: Array) -> None:
-    """Where the n smallest of every row stand, in no order; −1 in place of those that are infinite or NaN."""
-    Q, X = score_QX.shape
-    limit = n + n // 2 + 4
-    score, place = np.empty(limit + _SMALL_BLOCK + 1, np.float32), np.empty(limit + _SMALL_BLOCK + 1, np.int64)
-    for q in range(Q):
-        row, count, worst = score_QX[q], 0, np.float32(np.inf)
-        for first in range(0, X, _SMALL_BLOCK):
-            block = min(_SMALL_BLOCK, X - first)
-            if count >= n and not _any_below(row, first, block, worst):
-                continue
-            for x in range(first, first + block):
-                score[count], place[count] = row[x], x
-                count += row[x] < worst
-            if count > limit:
-                _keep_smallest(score, place, count, n)
-                count = n
-                worst = score[:n].max()
-        if count > n:
-            _keep_smallest(score, place, count, n)
-            count = n
-        place_Qn[q, :count], place_Qn[q, count:] = place[:count], -1
+# entries scored together before any of them is compared with the worst that is kept
+_BLOCK = 128
 
 
 @njit(nogil=True, cache=True, inline="always")
@@ -116,18 +46,32 @@ def _look_up(table: Array, codes: Array, words: Array, first: int, size: int, M:
             out[i] = total
         return
     whole = words.shape[1]
-    for i in range(size):
-        total = np.float32(0)
-        for w in range(whole):
-            word, at = words[first + i, w], 2048 * w
-            low = table[at + (word & 255)] + table[at + 256 + (word >> 8 & 255)]
-            mid = table[at + 512 + (word >> 16 & 255)] + table[at + 768 + (word >> 24 & 255)]
-            high = table[at + 1024 + (word >> 32 & 255)] + table[at + 1280 + (word >> 40 & 255)]
-            top = table[at + 1536 + (word >> 48 & 255)] + table[at + 1792 + (word >> 56)]
-            total += (low + mid) + (high + top)
-        for m in range(8 * whole, M):
-            total += table[m * 256 + codes[first + i, m]]
-        out[i] = total
+    out[:size] = 0
+    for w in range(whole):
+        _look_up_word(table[2048 * w : 2048 * (w + 1)], words[first : first + size, w], out)
+    for m in range(8 * whole, M):
+        part = table[256 * m : 256 * (m + 1)]
+        for i in range(size):
+            out[i] += part[codes[first + i, m]]
+
+
+@njit(nogil=True, cache=True)
+def _look_up_word(table: Array, words: Array, out: Array) -> None:
+    """out[i] += Σ table[256·j + byte j of word i]; all indices unsigned, for a signed one is tested for its sign."""
+    byte = np.uint64(255)
+    for i in range(len(words)):
+        word = words[i]
+        low = table[word & byte] + table[np.uint64(256) + (word >> np.uint64(8) & byte)]
+        mid = (
+            table[np.uint64(512) + (word >> np.uint64(16) & byte)]
+            + table[np.uint64(768) + (word >> np.uint64(24) & byte)]
+        )
+        high = (
+            table[np.uint64(1024) + (word >> np.uint64(32) & byte)]
+            + table[np.uint64(1280) + (word >> np.uint64(40) & byte)]
+        )
+        top = table[np.uint64(1536) + (word >> np.uint64(48) & byte)] + table[np.uint64(1792) + (word >> np.uint64(56))]
+        out[i] += (low + mid) + (high + top)
 
 
 class Arrays(NamedTuple):
@@ -210,20 +154,20 @@ def scan(
     for q in range(len(q_QD)):
         count, worst = 0, np.float32(np.inf)
         query, table = q_QD[q], table_QX[q]
-        q_norm = _dot(query, query)
+        q_norm = dot(query, query)
         for p in range(lists_QP.shape[1]):
             number = lists_QP[q, p]
             if number < 0:
                 continue
-            inner = _dot(query, centroids[number])
+            inner = dot(query, centroids[number])
             length = centroid_norms[number] + low
             base = q_norm + length - np.float32(2) * inner if metric == 0 else -inner
             end = offsets[number + 1]
             for first in range(offsets[number], end, _BLOCK):
                 size = min(_BLOCK, end - first)
                 _look_up(table, codes, words, first, size, M, bits, block)
-                _finish(block, size, base, length, step, norms, first, metric)
-                if count >= n and not _any_below(block, 0, size, worst):
+                _finish(block[:size], base, length, step, norms[first : first + size], metric)
+                if count >= n and not any_below(block[:size], worst):
                     continue
                 for i in range(size):
                     # written first and counted after: no branch to mispredict
@@ -233,11 +177,11 @@ def scan(
                         fits = fits and _listed(ids[first + i], chosen_ids) == (mode == 1)
                     count += fits
                 if count > limit:
-                    _keep_smallest(score, place, count, n)
+                    keep_smallest(score, place, count, n)
                     count = n
                     worst = score[:n].max()
         if count > n:
-            _keep_smallest(score, place, count, n)
+            keep_smallest(score, place, count, n)
             count = n
         score_Qn[q, :count], place_Qn[q, :count] = score[:count], place[:count]
         score_Qn[q, count:], place_Qn[q, count:] = np.inf, -1
@@ -290,7 +234,7 @@ def rescore(
                 stream[m] = codes[place, m] if bits == 8 else _symbol(codes[place], m, bits)
             stream[M:] = list_symbols[number]
             add_rows(stream, pairs, tables, 1 << bits, total)
-            inner = unit * _dot(q_QD[q], total)
+            inner = unit * dot(q_QD[q], total)
             before = low + step * np.float32(norms[place])
             after = first_pair + scale_pair * np.float32(pair_norms[place])
             score = score_Qn[q, i]
@@ -306,17 +250,17 @@ def rescore(
 
 
 @njit(nogil=True, cache=True)
-def _finish(block: Array, size: int, base: Any, length: Any, step: Any, norms: Array, first: int, metric: int) -> None:
+def _finish(block: Array, base: Any, length: Any, step: Any, norms: Array, metric: int) -> None:
     """From sums of look-ups to scores."""
     if metric == 0:
-        for i in range(size):
-            block[i] += base + step * np.float32(norms[first + i])
+        for i in range(len(block)):
+            block[i] += base + step * np.float32(norms[i])
     elif metric == 1:
-        for i in range(size):
+        for i in range(len(block)):
             block[i] += base
     else:
-        for i in range(size):
-            squared = length + step * np.float32(norms[first + i])
+        for i in range(len(block)):
+            squared = length + step * np.float32(norms[i])
             block[i] = (block[i] + base) / np.sqrt(max(squared, np.float32(1e-12)))
 
 
@@ -328,30 +272,12 @@ def _listed(number: int, ids: Array) -> Any:
 
 
 @njit(nogil=True, cache=True, fastmath={"reassoc", "nsz", "contract"})
-def _dot(a: Array, b: Array) -> Any:
+def dot(a: Array, b: Array) -> Any:
     """⟨a, b⟩ of a float32 vector and one of any type."""
     total = np.float32(0)
     for d in range(len(a)):
         total += a[d] * np.float32(b[d])
     return total
-
-
-@njit(nogil=True, cache=True)
-def rank(score_Qn: Array, place_Qn: Array, begin: int, end: int, n: int) -> None:
-    """Bring the n best of every row's columns begin..end − 1 to column begin and on, sorted."""
-    for q in range(len(score_Qn)):
-        score, place = score_Qn[q, begin:end], place_Qn[q, begin:end]
-        if n < end - begin:
-            _keep_smallest(score, place, end - begin, n)
-        _sort(score, place, n)
-
-
-@njit(nogil=True, cache=True)
-def partition(score_Qn: Array, place_Qn: Array, end: int, n: int) -> None:
-    """Bring the n best of every row's first `end` columns to the front, in no order."""
-    if n < end:
-        for q in range(len(score_Qn)):
-            _keep_smallest(score_Qn[q], place_Qn[q], end, n)
 
 
 @njit(nogil=True, cache=True)

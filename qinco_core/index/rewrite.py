@@ -21,6 +21,7 @@ from qinco_core.index.build import Estimator, Scale
 from qinco_core.index.coarse import Coarse
 from qinco_core.index.lists import EntrySource, count_lists, write_lists
 from qinco_core.index.pairwise import Pairwise
+from qinco_core.index.probe import group_centroids
 from qinco_core.progress import Progress
 from qinco_core.store import Header, Parent, read_header
 from qinco_core.store.index import StoredIndex, file_entry, remove_unnamed, save_manifest, smallest_ids
@@ -51,7 +52,8 @@ class Writer:
             "scales": {look: asdict(scale) for look, scale in scales.items()},
             "sources": [_recorded(parent, path, self._folder) for parent, path in origins],
         }
-        arrays = {"centroids": self.centroids, "additive": self._additive}
+        groups = group_centroids(self.centroids, self._codec.plan.threads)
+        arrays = {"centroids": self.centroids, "groups": groups, "additive": self._additive}
         with _nothing_left_of_failure(self._folder):
             fields["files"] = self._graph(generation, progress)
             return self._write(sources, fields, arrays, generation, tuple(parent for parent, _ in origins), progress)
@@ -70,7 +72,7 @@ class Writer:
         """Write the next generation of an index from these sources; operating points are dropped."""
         fields = dict(stored.config)
         fields["sources"] = fields["sources"] + [_recorded(parent, path, self._folder) for parent, path in more]
-        arrays = {name: stored.arrays[name] for name in ("centroids", "additive")}
+        arrays = {name: array for name, array in stored.arrays.items() if name != "offsets"}
         parents = stored.header.parents + tuple(parent for parent, _ in more)
         with _nothing_left_of_failure(self._folder):
             return self._write(sources, fields, arrays, stored.generation + 1, parents, progress)

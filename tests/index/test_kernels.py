@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qinco_core.codec.packing import pack
-from qinco_core.index import kernels
+from qinco_core.index import kernels, select
 
 L, D, N, Q = 12, 20, 600, 7
 METRICS = {"l2": 0, "ip": 1, "cosine": 2}
@@ -125,19 +125,19 @@ def test_smallest_partition_and_rank_agree_with_sorting(size, seed, tied):
     expected = np.sort(score, axis=1)[:, :n]
 
     place = np.empty((3, n), np.int64)
-    kernels.smallest(score, n, place)
+    select.smallest(score, n, place)
     np.testing.assert_array_equal(np.sort(np.take_along_axis(score, place, 1), axis=1), expected)
     assert all(len(set(row)) == n for row in place)
 
     numbers = np.broadcast_to(np.arange(size), score.shape)
     cut, kept = score.copy(), numbers.copy()
-    kernels.partition(cut, kept, size, n)
+    select.partition(cut, kept, size, n)
     np.testing.assert_array_equal(np.sort(cut[:, :n], axis=1), expected)
     np.testing.assert_array_equal(np.take_along_axis(score, kept, 1), cut)
 
     begin = int(rng.integers(0, size))
     ranked, order = score.copy(), numbers.copy()
-    kernels.rank(ranked, order, begin, size, min(n, size - begin))
+    select.rank(ranked, order, begin, size, min(n, size - begin))
     np.testing.assert_array_equal(ranked[:, :begin], score[:, :begin])
     best = np.sort(score[:, begin:], axis=1)[:, : min(n, size - begin)]
     np.testing.assert_array_equal(ranked[:, begin : begin + best.shape[1]], best)

@@ -1,0 +1,149 @@
+"""Which lists a search looks into: those of the nearest centroids.
+
+For squared distances only the centroids of the nearest *groups* are compared, a group being some dozen centroids
+that lie together (`group_centroids`, made with the index). It costs a third of comparing all 4,096 and leaves out
+1 to 2 % of the lists, mostly the last of those asked for (`docs/log.md`).
+
+Shapes: Q queries, D dimension, L lists, G groups, S groups that a query looks at, X members of the largest group.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from numba import njit
+from numpy.typing import NDArray
+from torch.nn import functional as F
+
+from qinco_core.config import Metric
+from qinco_core.index.kernels import dot
+from qinco_core.index.kmeans import Machine, assign, kmeans
+from qinco_core.index.select import any_below, keep_smallest, smallest, sort
+
+Array = NDArray[Any]
+
+# lists from which on groups pay
+_GROUPS_FROM = 1024
+# a query looks at so many groups, and at more for as many times nprobe centroids
+_FEWEST, _TIMES = 16, 8
+_ITERATIONS, _PER_GROUP = 8, 64
+
+
+def group_centroids(centroids_LD: Array, threads: int) -> NDArray[np.int32]:
+    """The group of every centroid, int32 [L]: 2·√L clusters of them; one for all where there are few."""
+    L = len(centroids_LD)
+    if L < _GROUPS_FROM:
+        return np.zeros(L, np.int32)
+    rng, machine = np.random.default_rng(0), Machine(threads=threads, device="cpu")
+    G = round(2 * math.sqrt(L))
+    some = np.sort(rng.choice(L, min(L, _PER_GROUP * G), replace=False))
+    return assign(centroids_LD, kmeans(centroids_LD[some], G, _ITERATIONS, rng, machine)[0], machine).lists_N
+
+
+class Probe:
+    """Finds the nearest centroids; safe to share by threads.
+
+    Args:
+        centroids_LD: float32 [L, D].
+        groups_L: of each, from `group_centroids`; None: all are compared.
+        dtype: of the products where all are compared.
+    """
+
+    def __init__(self, centroids_LD: Array, groups_L: Array | None, dtype: torch.dtype) -> None:
+        groups_L = np.zeros(len(centroids_LD), np.int32) if groups_L is None else groups_L
+        self._order = np.argsort(groups_L, kind="stable")
+        self._mean = centroids_LD.mean(0)
+        # about their mean, where rounding costs least; members of a group side by side
+        self._table = centroids_LD[self._order]
+        self._table -= self._mean
+        self._half_norms = np.einsum("ld,ld->l", self._table, self._table) / 2
+        counts = np.bincount(groups_L)
+        counts = counts[counts > 0]
+        self._starts = np.concatenate([[0], np.cumsum(counts)])
+        self._groups = torch.from_numpy(np.add.reduceat(self._table, self._starts[:-1]) / counts[:, None]).float()
+        self._group_half_norms = self._groups.square().sum(1) / 2
+        self._dtype = dtype
+
+    def nearest(self, q_QD: Array, nprobe: int, metric: Metric) -> NDArray[np.int32]:
+        """The nprobe best lists of every query, int32 [Q, nprobe], best first; those left out are −1."""
+        L, G = len(self._table), len(self._groups)
+        if nprobe == L:
+            return np.broadcast_to(np.arange(L, dtype=np.int32), (len(q_QD), L))
+        place = np.empty((len(q_QD), nprobe), np.int64)
+        looked = max(_FEWEST, -(-_TIMES * nprobe * G // L)) + nprobe * G // L
+        if metric == "l2" and 2 * looked <= G:
+            q = q_QD - self._mean
+            score = F.linear(torch.from_numpy(-q), self._groups, self._group_half_norms)
+            group_QS = np.empty((len(q), looked), np.int64)
+            smallest(score.numpy(), looked, group_QS)
+            _nearest(q, group_QS, self._starts, self._table, self._half_norms, place)
+        else:
+            # ‖c‖²/2 − ⟨q, c⟩ is smallest for the nearest centroid, −⟨q, c⟩ for the largest inner product
+            near, norms = (q_QD - self._mean, self._products[1]) if metric == "l2" else (q_QD, None)
+            score = F.linear(torch.from_numpy(-near).to(self._dtype), self._products[0], norms)
+            smallest(score.float().numpy(), nprobe, place)
+        return np.where(place < 0, -1, self._order[place]).astype(np.int32)
+
+    @functools.cached_property
+    def _products(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Centroids and their norms for the comparison of all."""
+        return torch.from_numpy(self._table).to(self._dtype), torch.from_numpy(self._half_norms).to(self._dtype)
+
+
+@njit(nogil=True, cache=True)
+def _nearest(q_QD: Array, group_QS: Array, starts: Array, table_LD: Array, half_L: Array, place_Qn: Array) -> None:
+    """The n places of `table_LD` nearest to every query among those of its groups."""
+    (Q, S), n = group_QS.shape, place_Qn.shape[1]
+    X = 0
+    for g in range(len(starts) - 1):
+        X = max(X, starts[g + 1] - starts[g])
+    score_QSX = np.empty((Q, S, X), np.float32)
+    _compare(q_QD, group_QS, starts, table_LD, half_L, score_QSX)
+    limit = n + n // 2 + 4
+    score, place = np.empty(limit + X + 1, np.float32), np.empty(limit + X + 1, np.int64)
+    for q in range(Q):
+        count, worst = 0, np.float32(np.inf)
+        for s in range(S):
+            g = group_QS[q, s]
+            if g < 0:  # no number
+                break
+            first = starts[g]
+            block = score_QSX[q, s, : starts[g + 1] - first]
+            if not any_below(block, worst):
+                continue
+            for i in range(len(block)):
+                score[count], place[count] = block[i], first + i
+                count += block[i] < worst
+            if count > limit:
+                keep_smallest(score, place, count, n)
+                count = n
+                worst = score[:n].max()
+        if count > n:
+            keep_smallest(score, place, count, n)
+            count = n
+        sort(score, place, count)
+        place_Qn[q, :count], place_Qn[q, count:] = place[:count], -1
+
+
+@njit(nogil=True, cache=True)
+def _compare(q_QD: Array, group_QS: Array, starts: Array, table_LD: Array, half_L: Array, score_QSX: Array) -> None:
+    """‖c‖²/2 − ⟨q, c⟩ of the members of every query's groups; group by group, so that each is read once."""
+    (Q, S), G = group_QS.shape, len(starts) - 1
+    group_R = group_QS.ravel()
+    ends = np.zeros(G + 2, np.int64)  # after those without a group, which come first
+    for g in group_R:
+        ends[g + 2] += 1
+    ends = np.cumsum(ends)
+    looks, at = np.empty(Q * S, np.int64), ends.copy()
+    for r in range(Q * S):
+        looks[at[group_R[r] + 1]] = r
+        at[group_R[r] + 1] += 1
+    for g in range(G):
+        for look in looks[ends[g + 1] : ends[g + 2]]:
+            query, score = q_QD[look // S], score_QSX[look // S, look % S]
+            for i in range(starts[g], starts[g + 1]):
+                score[i - starts[g]] = half_L[i] - dot(query, table_LD[i])
