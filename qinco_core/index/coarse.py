@@ -32,8 +32,9 @@ _LINKS = 32  # M of the graph: 2M links a centroid on the lowest level
 # with 100 and 200 the graph agreed slightly less often with the exact search, on real vectors
 _CONSTRUCTION = 40
 _ASSIGN_EF = 64
-# vectors looked up together, and centroids compared with them at a time
-_ROWS = {"cpu": 256, "cuda": 1 << 14}
+# vectors looked up together, at least and at most (Faiss packs the centroids anew for each such chunk), and
+# centroids compared with them at a time
+_ROWS = {"cpu": (256, 1024), "cuda": (1 << 14, 1 << 14)}
 _COLUMNS = 4096
 
 
@@ -144,8 +145,9 @@ class Coarse:
 
     def _map(self, work: Callable[[Floats], Found], x: NDArray[Any], nprobe: int, where: Any) -> Found:
         """`work` on chunks of rows, each with one thread."""
-        # chunks of a fixed size: the threads then have no part in the rounding, so none in a k-means
-        size = _ROWS[where.device.type]
+        # chunks of a size that threads have no part in: they then have none in the rounding, so none in a k-means
+        fewest, most = _ROWS[where.device.type]
+        size = min(most, max(fewest, len(x) // 8))
         chunks = [x[at : at + size] for at in range(0, len(x), size)]
         parts = run_parallel(lambda chunk: work(_floats(chunk)), chunks, where)
         if not parts:

@@ -12,7 +12,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from qinco_core.index.pairwise import add_rows
+from qinco_core.index.pairwise import AHEAD, add_rows, find_rows
+from qinco_core.index.prefetch import fetch_rows
 from qinco_core.index.select import any_below, keep_smallest
 
 Array = NDArray[Any]
@@ -159,6 +160,7 @@ def scan(
             number = lists_QP[q, p]
             if number < 0:
                 continue
+            _ask_for_list(index, lists_QP[q, p + 1] if p + 1 < lists_QP.shape[1] else -1)
             inner = dot(query, centroids[number])
             length = centroid_norms[number] + low
             base = q_norm + length - np.float32(2) * inner if metric == 0 else -inner
@@ -185,6 +187,16 @@ def scan(
             count = n
         score_Qn[q, :count], place_Qn[q, :count] = score[:count], place[:count]
         score_Qn[q, count:], place_Qn[q, count:] = np.inf, -1
+
+
+@njit(nogil=True, cache=True)
+def _ask_for_list(index: Arrays, number: int) -> None:
+    """Ask for what a scan reads of a list; −1: of none."""
+    if number >= 0:
+        first, last = index.offsets[number], index.offsets[number + 1]
+        fetch_rows(index.codes, first, last)
+        fetch_rows(index.norms, first, last)
+        fetch_rows(index.centroids, number, number + 1)
 
 
 @njit(nogil=True, cache=True)
@@ -222,18 +234,24 @@ def rescore(
     M, bits, metric = look.M, look.bits, look.metric
     low, step = np.float32(look.low), np.float32(look.step)
     scale_pair, first_pair, unit = np.float32(pair_step), np.float32(pair_low), np.float32(scale)
-    total = np.empty(q_QD.shape[1], np.int16)
-    stream = np.empty(M + list_symbols.shape[1], np.uint16)
+    n, total = place_Qn.shape[1], np.empty(q_QD.shape[1], np.int16)
+    stream, row_AT = np.empty(M + list_symbols.shape[1], np.uint16), np.empty((AHEAD, pairs.shape[1]), np.int64)
+    number_A = np.empty(AHEAD, np.int64)
     for q in range(len(q_QD)):
-        for i in range(place_Qn.shape[1]):
-            place = place_Qn[q, i]
+        for i in range(n + AHEAD - 1):
+            place = place_Qn[q, i] if i < n else -1
+            if place >= 0:
+                number_A[i % AHEAD] = number = np.searchsorted(offsets, place, "right") - 1
+                for m in range(M):
+                    stream[m] = codes[place, m] if bits == 8 else _symbol(codes[place], m, bits)
+                stream[M:] = list_symbols[number]
+                find_rows(stream, pairs, 1 << bits, tables, row_AT[i % AHEAD])
+            i -= AHEAD - 1
+            place = place_Qn[q, i] if i >= 0 else -1
             if place < 0:
                 continue
-            number = np.searchsorted(offsets, place, "right") - 1
-            for m in range(M):
-                stream[m] = codes[place, m] if bits == 8 else _symbol(codes[place], m, bits)
-            stream[M:] = list_symbols[number]
-            add_rows(stream, pairs, tables, 1 << bits, total)
+            number = number_A[i % AHEAD]
+            add_rows(row_AT[i % AHEAD], tables, total)
             inner = unit * dot(q_QD[q], total)
             before = low + step * np.float32(norms[place])
             after = first_pair + scale_pair * np.float32(pair_norms[place])

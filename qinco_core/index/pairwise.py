@@ -22,11 +22,15 @@ from numpy.typing import NDArray
 from qinco_core.config import ModelConfig
 from qinco_core.errors import LineageError
 from qinco_core.index.additive import additive_sums
+from qinco_core.index.prefetch import fetch_rows
 from qinco_core.store import Header, Parent
 from qinco_core.store.pairwise import load_pairwise, save_pairwise
 
 Array = NDArray[Any]
 Floats = NDArray[np.float32]
+
+# codes whose rows are on their way from memory at a time
+AHEAD = 4
 
 
 @dataclass(frozen=True)
@@ -133,11 +137,19 @@ class Pairwise:
 
 
 @njit(nogil=True, cache=True)
-def add_rows(stream_S: Array, pairs_2T: Array, tables_TRD: Array, K: int, total_D: Array) -> None:
-    """Set `total_D`, int16, to the sum of the interaction rows of one code."""
+def find_rows(stream_S: Array, pairs_2T: Array, K: int, tables_TRD: Array, row_T: Array) -> None:
+    """The interaction rows of one code, which are also asked for from memory."""
+    for t in range(len(row_T)):
+        row_T[t] = np.int64(stream_S[pairs_2T[0, t]]) * K + stream_S[pairs_2T[1, t]]
+        fetch_rows(tables_TRD[t], row_T[t], row_T[t] + 1)
+
+
+@njit(nogil=True, cache=True)
+def add_rows(row_T: Array, tables_TRD: Array, total_D: Array) -> None:
+    """Set `total_D`, int16, to the sum of one row of each table."""
     total_D[:] = 0
-    for t in range(pairs_2T.shape[1]):
-        row = tables_TRD[t, np.int64(stream_S[pairs_2T[0, t]]) * K + stream_S[pairs_2T[1, t]]]
+    for t in range(len(row_T)):
+        row = tables_TRD[t, row_T[t]]
         for d in range(len(total_D)):
             total_D[d] += row[d]
 
@@ -146,8 +158,12 @@ def add_rows(stream_S: Array, pairs_2T: Array, tables_TRD: Array, K: int, total_
 def interactions(stream_nS: Array, pairs_2T: Array, tables_TRD: Array, scale: float, out_nD: Array) -> None:
     """The sums s of the interaction rows of n codes, into float32 `out_nD`."""
     K = int(np.sqrt(tables_TRD.shape[1]) + 0.5)
-    total = np.empty(out_nD.shape[1], np.int16)
-    for i in range(len(stream_nS)):
-        add_rows(stream_nS[i], pairs_2T, tables_TRD, K, total)
-        for d in range(len(total)):
-            out_nD[i, d] = scale * total[d]
+    total, row_AT = np.empty(out_nD.shape[1], np.int16), np.empty((AHEAD, pairs_2T.shape[1]), np.int64)
+    for i in range(len(stream_nS) + AHEAD - 1):
+        if i < len(stream_nS):
+            find_rows(stream_nS[i], pairs_2T, K, tables_TRD, row_AT[i % AHEAD])
+        done = i - AHEAD + 1
+        if done >= 0:
+            add_rows(row_AT[done % AHEAD], tables_TRD, total)
+            for d in range(len(total)):
+                out_nD[done, d] = scale * total[d]

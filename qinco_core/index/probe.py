@@ -28,7 +28,7 @@ Array = NDArray[Any]
 
 # lists from which on groups pay
 _GROUPS_FROM = 1024
-# a query looks at so many groups, and at more for as many times nprobe centroids
+# a query looks at so many groups, and at as many more as have so many times nprobe centroids
 _FEWEST, _TIMES = 16, 8
 _ITERATIONS, _PER_GROUP = 8, 64
 
@@ -74,7 +74,7 @@ class Probe:
         if nprobe == L:
             return np.broadcast_to(np.arange(L, dtype=np.int32), (len(q_QD), L))
         place = np.empty((len(q_QD), nprobe), np.int64)
-        looked = max(_FEWEST, -(-_TIMES * nprobe * G // L)) + nprobe * G // L
+        looked = _FEWEST + _TIMES * nprobe * G // L
         if metric == "l2" and 2 * looked <= G:
             q = q_QD - self._mean
             score = F.linear(torch.from_numpy(-q), self._groups, self._group_half_norms)
