@@ -59,11 +59,11 @@ def main() -> None:
 
 def _prepare(options: argparse.Namespace, files: common.Sift, folder: Path, store: Store, lists: int) -> None:
     """Make what the methods need, whatever is missing of it."""
-    if options.prepare or {"plain", "ours", "ours-exact"} & set(options.methods):
+    if options.prepare or options.methods:
         search_ours.prepare(store, files, options.bytes, lists, options.seconds)
     if options.prepare or {"faiss", "faiss-exact"} & set(options.methods):
         for name in search_faiss.FACTORY:
-            search_faiss.prepare(name, folder, files, options.bytes, lists)
+            search_faiss.prepare(name, folder, files, options.bytes, lists, store.centroids)
 
 
 def _measure(
@@ -80,7 +80,7 @@ def _measure(
         if name.startswith("faiss"):
             xb = base.read(0, len(base)) if name == "faiss-exact" else None
             for index in search_faiss.FACTORY:
-                made = search_faiss.prepare(index, folder, files, options.bytes, lists)
+                made = search_faiss.prepare(index, folder, files, options.bytes, lists, store.centroids)
                 search_faiss.measure(bench, index, made, xb)
             return
         # half the queries tell near which points the front is

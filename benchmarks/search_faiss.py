@@ -1,8 +1,8 @@
 """Faiss's IVF indexes for `search.py`: trained, filled and kept in a folder, then measured.
 
-Every index has K_IVF lists and M bytes a vector; IVF-RQ has one more for its norms. All train on every vector of
-`learn`, other settings being Faiss's own. PQ fast scan is there with codes of the vectors and with codes of the
-residuals ("r"), as neither is better at every recall.
+Every index has K_IVF lists, around the same centroids as ours, and M bytes a vector; IVF-RQ has one more for its norms.
+All train on every vector of `learn`, other settings being Faiss's own. PQ fast scan is there with codes of the vectors
+and with codes of the residuals ("r"), as neither is better at every recall.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy.typing as npt
 from search_points import KS, Bench, Floats, Ids, Search, Settings
 
 from qinco_core.files import atomic_output
+from qinco_core.store import load_centroids
 from qinco_core.vectors import open_vectors
 
 Bytes = npt.NDArray[np.uint8]
@@ -36,13 +37,13 @@ N_EXACT = {1: (2, 5), 10: (10, 20, 50, 100, 200), 100: (100, 200, 500)}
 _ROWS = 1 << 16
 
 
-def prepare(name: str, folder: Path, files: common.Sift, M: int, lists: int) -> Path:
+def prepare(name: str, folder: Path, files: common.Sift, M: int, lists: int, centroids: Path) -> Path:
     """The file of the filled index of that name; made if it is not in `folder` yet, which takes minutes."""
     factory = FACTORY[name].format(lists=lists, M=M, twice=2 * M)
     path = folder / f"faiss-{factory.replace(',', '-')}.index"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        index = _fill(factory, files)
+        index = _fill(factory, files, centroids)
         with atomic_output(path, force=True) as temporary:
             faiss.write_index(index, str(temporary))
     return path
@@ -66,11 +67,12 @@ def measure(bench: Bench, name: str, path: Path, xb: Bytes | None = None) -> Non
                 bench.ensure(name, k, settings, _search(refined, k), _alone(refined, k))
 
 
-def _fill(factory: str, files: common.Sift) -> Any:
+def _fill(factory: str, files: common.Sift, centroids: Path) -> Any:
     print(f"training and filling {factory} ...", file=sys.stderr, flush=True)
     start = time.perf_counter()
     with open_vectors(files.learn) as learn, open_vectors(files.base) as base:
         index = faiss.index_factory(base.dim, factory)
+        index.quantizer.add(load_centroids(centroids).centroids)
         _train_on_all(index, len(learn))
         index.train(learn.read(0, len(learn)).astype(np.float32))
         for v in base.batches(_ROWS):
@@ -80,9 +82,7 @@ def _fill(factory: str, files: common.Sift) -> Any:
 
 
 def _train_on_all(index: Any, nt: int) -> None:
-    """Let every vector train, where Faiss would sample; without its warning that there are few for a list."""
-    index.cp.min_points_per_centroid = 1
-    index.cp.max_points_per_centroid = -(-nt // index.nlist)
+    """Let every vector train, where Faiss would sample."""
     quantizer = index.rq if hasattr(index, "rq") else index.pq
     ksub = quantizer.ksub if hasattr(quantizer, "ksub") else 256
     quantizer.cp.max_points_per_centroid = -(-nt // ksub)

@@ -28,28 +28,32 @@ from qinco_core.vectors import open_vectors
 
 # nprobe, n_mid, n_short
 _OURS = (
-    (1, 0, 0),
-    (2, 0, 0),
-    (4, 0, 0),
-    (6, 0, 0),
-    (4, 20, 0),
-    (8, 20, 0),
-    (8, 40, 0),
-    (16, 40, 0),
-    (16, 40, 4),
-    (32, 60, 5),
-    (64, 80, 20),
-    (128, 160, 20),
-    (256, 320, 20),
-    (256, 640, 40),
+    *((nprobe, 0, 0) for nprobe in (1, 2, 4, 8, 16, 32)),
+    *((2, 10, 0), (4, 10, 0), (4, 20, 0), (8, 20, 0), (8, 40, 0), (16, 40, 0)),
+    *((2, 10, 2), (4, 10, 2), (8, 20, 2), (16, 40, 4), (32, 60, 5)),
+    *((64, 80, 20), (128, 160, 20), (256, 320, 20), (256, 640, 40)),
 )
 # nprobe, n_short
-_PLAIN = ((2, 5), (4, 10), (8, 10), (8, 20), (16, 20), (32, 20), (32, 50), (64, 50), (64, 100), (128, 100), (128, 200))
+_PLAIN = (
+    (1, 5),
+    (2, 5),
+    (4, 5),
+    (4, 10),
+    (8, 10),
+    (8, 20),
+    (16, 20),
+    (32, 20),
+    (32, 50),
+    (64, 50),
+    (64, 100),
+    (128, 100),
+    (128, 200),
+)
 _FAISS = {
-    "IVF-PQ": (1, 2, 4, 8, 16, 64),
-    "IVF-PQ fast scan": (1, 2, 4, 8, 16, 64),
-    "IVF-PQ fast scan r": (1, 2, 4, 8, 16, 64),
-    "IVF-RQ": (1, 4, 16, 64),
+    "IVF-PQ": (1, 2, 4, 8, 16, 32, 64),
+    "IVF-PQ fast scan": (1, 2, 4, 8, 16, 32, 64),
+    "IVF-PQ fast scan r": (1, 2, 4, 8, 16, 32, 64),
+    "IVF-RQ": (1, 4, 16, 64, 256),
 }
 _K = 10
 
@@ -65,7 +69,7 @@ def main() -> None:
     with open_vectors(files.query) as query, open_vectors(files.groundtruth) as truth:
         xq, gt = query.read(0, len(query)).astype(np.float32), truth.read(0, len(truth))
     faiss.omp_set_num_threads(torch.get_num_threads())
-    points = _ours(store, xq) | _faiss(folder, files, options.bytes, xq) | _plain(store, xq)
+    points = _ours(store, xq) | _faiss(folder, files, options.bytes, store, xq) | _plain(store, xq)
     for search in points.values():
         search()
     seconds = common.alternate(points, options.repeats)
@@ -91,10 +95,10 @@ def _ours(store: Store, xq: Any) -> dict[str, Search]:
     return found
 
 
-def _faiss(folder: Path, files: common.Sift, M: int, xq: Any) -> dict[str, Search]:
+def _faiss(folder: Path, files: common.Sift, M: int, store: Store, xq: Any) -> dict[str, Search]:
     found: dict[str, Search] = {}
     for name, nprobes in _FAISS.items():
-        index = faiss.read_index(str(search_faiss.prepare(name, folder, files, M, 4096)))
+        index = faiss.read_index(str(search_faiss.prepare(name, folder, files, M, 4096, store.centroids)))
         for nprobe in nprobes:
 
             def search(index: Any = index, nprobe: int = nprobe) -> Any:

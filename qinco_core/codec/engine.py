@@ -20,9 +20,9 @@ from qinco_core.codec.tables import StepTables
 from qinco_core.codec.workers import map_rows
 from qinco_core.config import EncodeConfig
 
-# network rows evaluated at once by one core, so that a hidden layer (4096 × 256 × 2 bytes) stays in its
-# cache; a GPU wants as many as fit
-_ROWS = {"cpu": 4096, "cuda": 1 << 19}
+# network rows evaluated at once by one core, in bytes of a hidden layer's column, so that the layer (× 256) stays in
+# its cache; a GPU wants as many as fit
+_COLUMN_BYTES = {"cpu": 1 << 13, "cuda": 1 << 20}
 # vectors and centroids compared at once by one core: 4 MiB of distances
 _BLOCK = {"cpu": 1024, "cuda": 1 << 14}
 # codewords whose scores are first looked at together when the best pairs are picked
@@ -42,6 +42,7 @@ class Engine:
         self.config = network.config
         self.plan = plan
         device = plan.device
+        self._rows = _COLUMN_BYTES[device.type] // plan.dtype.itemsize
         self._mean, self._std = network.mean.to(device), network.std.to(device)
         start = network.centroids if network.codebook0 is None else network.codebook0
         assert start is not None
@@ -65,7 +66,7 @@ class Engine:
             Symbols int64 [N, M] on the CPU, and list numbers int64 [N] for an IVF model (else None).
         """
         pairs = search.B * self.config.K if self._exhaustive(search) else search.T or search.A * search.B
-        size = max(1, _ROWS[self.plan.device.type] // pairs)
+        size = max(1, self._rows // pairs)
         if not self.config.ivf_K:
             return self._map(lambda v: self._encode_rows(v, search), [v_ND], size), None
         lists = self.assign(v_ND) if lists_N is None else lists_N.long().cpu()
@@ -89,7 +90,7 @@ class Engine:
         codes = codes_NM[:, :steps].long()
         if lists_N is not None:
             codes = torch.cat([lists_N.to(codes)[:, None], codes], dim=1)
-        return self._map(self.decode_rows, [codes], _ROWS[self.plan.device.type])
+        return self._map(self.decode_rows, [codes], self._rows)
 
     def _map(self, work: Callable[..., Tensor], rows: list[Tensor], size: int) -> Tensor:
         return map_rows(work, rows, size, self.plan)

@@ -7,6 +7,7 @@ one of them and sends a chunk through all their caches. Here a chunk stays with 
 from __future__ import annotations
 
 import functools
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -87,6 +88,22 @@ def map_rows(work: Callable[..., Tensor], rows: Sequence[Tensor], size: int, pla
             return work(*(chunk.to(plan.device) for chunk in chunks)).cpu()
 
     return torch.cat(run_parallel(task, list(zip(*(part.split(size) for part in rows), strict=True)), plan))
+
+
+def scratch(name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+    """Memory of this thread for a purpose, with what was left there; the next call for it may give the same.
+
+    Fresh memory costs a page fault for every 4 KiB, which small products do not earn back.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    kept: Tensor | None = getattr(_kept, name, None)
+    if kept is None or len(kept) < size:
+        kept = torch.empty(size, dtype=torch.uint8)
+        setattr(_kept, name, kept)
+    return kept[:size].view(dtype).view(shape)
+
+
+_kept = threading.local()
 
 
 @functools.cache

@@ -17,11 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn import functional as F
 
 from qinco_core.codec.engine import Engine
 from qinco_core.codec.packing import unpack
-from qinco_core.codec.workers import run_parallel
+from qinco_core.codec.workers import run_parallel, scratch
 from qinco_core.config import Metric, SearchConfig
 from qinco_core.index import kernels
 from qinco_core.index.build import Scale
@@ -35,8 +34,8 @@ from qinco_core.vectors import VectorFile
 Array = NDArray[Any]
 
 METRICS: dict[str, int] = {"l2": 0, "ip": 1, "cosine": 2}
-# queries looked up together by one thread, so that their tables stay in its cache; candidates decoded together
-_QUERIES, _DECODED = 128, 2048
+# queries that one thread looks up together; candidates decoded together
+_QUERIES, _DECODED = 512, 2048
 # candidates that one thread decodes sooner than several, for which there is little work but much waiting
 _FEW = 128
 # entries that one query must look at for its lists to be shared between threads
@@ -173,8 +172,11 @@ class Cascade:
     def _scan_rows(
         self, q: Array, lists: Array, metric: Metric, chosen: kernels.Chosen, score: Array, place: Array
     ) -> None:
-        scaled = torch.from_numpy(q * np.float32(-2 if metric == "l2" else -1))
-        table = F.linear(scaled.to(self._additive.dtype), self._additive).float()
+        scaled = torch.from_numpy(q * np.float32(-2 if metric == "l2" else -1)).to(self._additive.dtype)
+        shape = len(q), len(self._additive)
+        table = torch.mm(scaled, self._additive.T, out=scratch("products", shape, scaled.dtype))
+        if table.dtype != torch.float32:
+            table = scratch("table", shape).copy_(table)
         lists = np.ascontiguousarray(lists)
         kernels.scan(q, table.numpy(), lists, self._arrays, self._look(metric), chosen, score, place)
 

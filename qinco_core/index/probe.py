@@ -19,8 +19,8 @@ from numba import njit
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
+from qinco_core.codec.workers import scratch
 from qinco_core.config import Metric
-from qinco_core.index.kernels import dot
 from qinco_core.index.kmeans import Machine, assign, kmeans
 from qinco_core.index.select import any_below, keep_smallest, smallest, sort
 
@@ -63,7 +63,7 @@ class Probe:
         self._half_norms = np.einsum("ld,ld->l", self._table, self._table) / 2
         counts = np.bincount(groups_L)
         counts = counts[counts > 0]
-        self._starts = np.concatenate([[0], np.cumsum(counts)])
+        self._starts, self._widest = np.concatenate([[0], np.cumsum(counts)]), int(counts.max())
         self._groups = torch.from_numpy(np.add.reduceat(self._table, self._starts[:-1]) / counts[:, None]).float()
         self._group_half_norms = self._groups.square().sum(1) / 2
         self._dtype = dtype
@@ -80,7 +80,9 @@ class Probe:
             score = F.linear(torch.from_numpy(-q), self._groups, self._group_half_norms)
             group_QS = np.empty((len(q), looked), np.int64)
             smallest(score.numpy(), looked, group_QS)
-            _nearest(q, group_QS, self._starts, self._table, self._half_norms, place)
+            score_QSX = scratch("groups", (len(q), looked, self._widest)).numpy()
+            _compare(q, group_QS, self._starts, self._table, self._half_norms, score_QSX)
+            _nearest(score_QSX, group_QS, self._starts, place)
         else:
             # ‖c‖²/2 − ⟨q, c⟩ is smallest for the nearest centroid, −⟨q, c⟩ for the largest inner product
             near, norms = (q_QD - self._mean, self._products[1]) if metric == "l2" else (q_QD, None)
@@ -95,14 +97,9 @@ class Probe:
 
 
 @njit(nogil=True, cache=True)
-def _nearest(q_QD: Array, group_QS: Array, starts: Array, table_LD: Array, half_L: Array, place_Qn: Array) -> None:
-    """The n places of `table_LD` nearest to every query among those of its groups."""
-    (Q, S), n = group_QS.shape, place_Qn.shape[1]
-    X = 0
-    for g in range(len(starts) - 1):
-        X = max(X, starts[g + 1] - starts[g])
-    score_QSX = np.empty((Q, S, X), np.float32)
-    _compare(q_QD, group_QS, starts, table_LD, half_L, score_QSX)
+def _nearest(score_QSX: Array, group_QS: Array, starts: Array, place_Qn: Array) -> None:
+    """The n places with the smallest scores of every query's groups, ascending."""
+    (Q, S, X), n = score_QSX.shape, place_Qn.shape[1]
     limit = n + n // 2 + 4
     score, place = np.empty(limit + X + 1, np.float32), np.empty(limit + X + 1, np.int64)
     for q in range(Q):
@@ -132,7 +129,7 @@ def _nearest(q_QD: Array, group_QS: Array, starts: Array, table_LD: Array, half_
 @njit(nogil=True, cache=True)
 def _compare(q_QD: Array, group_QS: Array, starts: Array, table_LD: Array, half_L: Array, score_QSX: Array) -> None:
     """‖c‖²/2 − ⟨q, c⟩ of the members of every query's groups; group by group, so that each is read once."""
-    (Q, S), G = group_QS.shape, len(starts) - 1
+    (Q, S, X), G = score_QSX.shape, len(starts) - 1
     group_R = group_QS.ravel()
     ends = np.zeros(G + 2, np.int64)  # after those without a group, which come first
     for g in group_R:
@@ -142,8 +139,27 @@ def _compare(q_QD: Array, group_QS: Array, starts: Array, table_LD: Array, half_
     for r in range(Q * S):
         looks[at[group_R[r] + 1]] = r
         at[group_R[r] + 1] += 1
+    score_RX = score_QSX.reshape(Q * S, X)
     for g in range(G):
-        for look in looks[ends[g + 1] : ends[g + 2]]:
-            query, score = q_QD[look // S], score_QSX[look // S, look % S]
+        asked = looks[ends[g + 1] : ends[g + 2]]
+        # four queries share what is read of a centroid; the last ones are computed again to fill up
+        last = len(asked) - 1
+        for r in range(0, len(asked), 4):
+            a, b, c, d = asked[r], asked[min(r + 1, last)], asked[min(r + 2, last)], asked[min(r + 3, last)]
             for i in range(starts[g], starts[g + 1]):
-                score[i - starts[g]] = half_L[i] - dot(query, table_LD[i])
+                place = i - starts[g]
+                in_a, in_b, in_c, in_d = _four_dots(q_QD[a // S], q_QD[b // S], q_QD[c // S], q_QD[d // S], table_LD[i])
+                score_RX[a, place], score_RX[b, place] = half_L[i] - in_a, half_L[i] - in_b
+                score_RX[c, place], score_RX[d, place] = half_L[i] - in_c, half_L[i] - in_d
+
+
+@njit(nogil=True, cache=True, fastmath={"reassoc", "nsz", "contract"})
+def _four_dots(a: Array, b: Array, c: Array, d: Array, x: Array) -> Any:
+    """⟨a, x⟩, ⟨b, x⟩, ⟨c, x⟩ and ⟨d, x⟩."""
+    in_a = in_b = in_c = in_d = np.float32(0)
+    for i in range(len(x)):
+        in_a += a[i] * x[i]
+        in_b += b[i] * x[i]
+        in_c += c[i] * x[i]
+        in_d += d[i] * x[i]
+    return in_a, in_b, in_c, in_d

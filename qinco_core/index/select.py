@@ -84,7 +84,7 @@ def smallest(score_QX: Array, n: int, place_Qn: Array) -> None:
     Q, X = score_QX.shape
     limit = n + n // 2 + 4
     score, place = np.empty(limit + _BLOCK + 1, np.float32), np.empty(limit + _BLOCK + 1, np.int64)
-    lane = np.empty(max(64, 2 * n), np.float32)
+    lane = np.empty(max(32, 2 * n), np.float32)
     for q in range(Q):
         row, count = score_QX[q], 0
         worst = _bound(row, n, lane)
