@@ -152,15 +152,18 @@ def scan(
     M, bits, metric = look.M, look.bits, look.metric
     low, step = np.float32(look.low), np.float32(look.step)
     mode, chosen_ids = chosen
+    looks = lists_QP.ravel()
     for q in range(len(q_QD)):
         count, worst = 0, np.float32(np.inf)
         query, table = q_QD[q], table_QX[q]
+        fetch_rows(table_QX, q + 1, min(q + 2, len(table_QX)))
         q_norm = dot(query, query)
         for p in range(lists_QP.shape[1]):
             number = lists_QP[q, p]
             if number < 0:
                 continue
-            _ask_for_list(index, lists_QP[q, p + 1] if p + 1 < lists_QP.shape[1] else -1)
+            next_look = q * lists_QP.shape[1] + p + 1
+            _ask_for_list(index, looks[next_look] if next_look < len(looks) else -1)
             inner = dot(query, centroids[number])
             length = centroid_norms[number] + low
             base = q_norm + length - np.float32(2) * inner if metric == 0 else -inner
