@@ -42,7 +42,7 @@ def search(
     ] = None,
     ef: Annotated[
         int | None,
-        typer.Option("--ef", metavar="N", help="Breadth of the graph search for lists; 0: all are compared."),
+        typer.Option("--ef", metavar="N", help="Breadth of the graph search for lists; 0: no graph."),
     ] = None,
     n_mid: Annotated[
         int | None, typer.Option("--n-mid", metavar="N", help="Entries that the pairwise decoder scores; 0: none.")

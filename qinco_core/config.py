@@ -123,7 +123,7 @@ class SearchConfig(Frozen):
 
     Attributes:
         nprobe: lists looked into.
-        ef: breadth of the HNSW search for them; 0: all centroids are compared.
+        ef: breadth of the HNSW search for them; 0: centroids are compared, those of the nearest groups or all.
         n_mid: entries that the pairwise decoder re-scores; 0: none.
         n_short: entries that the network decodes; 0: none.
         n_exact: entries compared by their original vectors, where those are given.
