@@ -31,10 +31,7 @@ def index(
         Path | None,
         typer.Option("-o", "--output", metavar="DIR", help="Folder of the index. [default: index in the store]"),
     ] = None,
-    pairwise: Annotated[
-        Path | None,
-        typer.Option("--pairwise", metavar="FILE", help="Pairwise decoder. [default: the store's, if there is one]"),
-    ] = None,
+    pairwise: opt.PairwiseOption = None,
     train: Annotated[
         str | None,
         typer.Option("--train", metavar="XT", help="Instead: vectors to fit the additive codebooks on, here."),
@@ -73,10 +70,11 @@ def index(
     folder = out or Store.locate(store).index
     hardware: dict[str, Any] = {"device": device, "precision": precision, "threads": threads}
     changes = {"add": add, "remove": remove, "export": export}
-    _check_options(changes, {"CODES": codes, "--pairwise": pairwise, "--train": train, "--dry-run": dry_run or None})
+    building = {"CODES": codes, "--train": train, "--dry-run": dry_run or None}
+    _check_options(changes, building | ({} if add else {"--ids": ids}))
     budget = opt.parse_size(memory)
     if any(value is not None for value in changes.values()):
-        with Console(quiet) as console, Index.open(folder, model=model, **hardware) as opened:
+        with Console(quiet) as console, Index.open(folder, model=model, pairwise=pairwise, **hardware) as opened:
             _finish(opened, _change(opened, changes, ids, store, budget, force, console), console, json_)
         return
     books = _codebooks(pairwise, train, store)
@@ -176,6 +174,7 @@ def _report(
     codec: Codec, source: Path, folder: Path, books: dict[str, Any], ids: str | None, memory: int, as_json: bool
 ) -> None:
     from qinco_cli.console import duration, print_json, print_pairs, size
+    from qinco_core.errors import UsageError
     from qinco_core.index.forecast import bytes_per_entry
     from qinco_core.jobs import check_codes, estimate
     from qinco_core.store import open_codes
@@ -184,7 +183,11 @@ def _report(
         check_codes(codec, codes.spec, str(source))
         count, largest = len(codes), (1 << 63) - 1 if codes.with_ids else len(codes) - 1
     numbers = opt.read_ids(ids)
-    width = bytes_per_entry(codec, books.get("pairwise"), largest if numbers is None else int(numbers.max()))
+    if numbers is not None and len(numbers) != count:
+        raise UsageError(f"{ids} has {len(numbers)} ids, but {source} has {count} codes: give one id a code")
+    if numbers is not None:
+        largest = int(numbers.max()) if len(numbers) else -1
+    width = bytes_per_entry(codec, books.get("pairwise"), largest)
     rows = codec.encode(codec.network.mean.numpy()[None].repeat(256, 0))
 
     def work(n: int) -> float:

@@ -55,6 +55,10 @@ ExactOption = Annotated[
 IndexOption = Annotated[
     Path | None, typer.Option("--index", metavar="DIR", help="Folder of the index. [default: index in the store]")
 ]
+PairwiseOption = Annotated[
+    Path | None,
+    typer.Option("--pairwise", metavar="FILE", help="Pairwise decoder. [default: the index's, or the store's]"),
+]
 MetricOption = Annotated[str, typer.Option("--metric", metavar="l2|ip|cosine", help="What makes a vector near.")]
 AtOption = Annotated[
     int, typer.Option("--at", metavar="K", help="Results among which the true neighbour counts, for --recall.")

@@ -77,6 +77,7 @@ def search(
         int | None, typer.Option("--batch", metavar="N", help="Queries searched together. [default: 1000]")
     ] = None,
     model: opt.ModelOption = None,
+    pairwise: opt.PairwiseOption = None,
     store: opt.StoreOption = None,
     format: opt.FormatOption = None,
     skip: opt.SkipOption = 0,
@@ -99,7 +100,7 @@ def search(
     with ExitStack() as stack:
         console = stack.enter_context(Console(quiet))
         source = stack.enter_context(opt.open_source(xq, format, skip, limit))
-        searcher, label = _searcher(stack, console, index, codes, model, store, hardware)
+        searcher, label = _searcher(stack, console, index, codes, model, pairwise, store, hardware)
         size = _batch_size(batch, searcher)
         given = {name: value for name, value in asked.items() if value is not None}
         params = _params(searcher, given, recall, at, k, metric, size, console)
@@ -150,6 +151,7 @@ def _searcher(
     index: Path | None,
     codes: str | None,
     model: Path | None,
+    pairwise: Path | None,
     store: str | None,
     hardware: dict[str, Any],
 ) -> tuple[Index | Exhaustive, str]:
@@ -166,7 +168,7 @@ def _searcher(
     if codes is None and (index is not None or (folder / MANIFEST).exists()):
         from qinco_core.index.index import Index
 
-        return stack.enter_context(Index.open(folder, model=model, **hardware)), str(folder)
+        return stack.enter_context(Index.open(folder, model=model, pairwise=pairwise, **hardware)), str(folder)
     file = stack.enter_context(open_codes(find_codes(codes, store) if codes else opt.store_codes(store)))
     found = Exhaustive(opt.open_codec(model, store, **hardware), file)
     hint = "" if codes else "no index in the store, "
@@ -251,6 +253,8 @@ def _check(searcher: Index | Exhaustive, label: str, source: VectorSource, k: in
 
     if source.dim != searcher.dim:
         raise DimensionError(f"{source.name} has dimension {source.dim}, but {label} has {searcher.dim}")
+    if not len(searcher):
+        raise UsageError(f"{label} holds no vectors: add some with qinco index --add")
     if not 1 <= k <= len(searcher):
         raise UsageError(f"-k {k} of {len(searcher)} vectors cannot be: ask for 1 to {len(searcher)}")
     if params and params.nprobe > searcher.nlist:

@@ -56,6 +56,7 @@ def tune(
     ] = None,
     index: opt.IndexOption = None,
     model: opt.ModelOption = None,
+    pairwise: opt.PairwiseOption = None,
     store: opt.StoreOption = None,
     format: opt.FormatOption = None,
     skip: opt.SkipOption = 0,
@@ -72,7 +73,7 @@ def tune(
     from qinco_core.files import check_output
     from qinco_core.index.bench import Bench
     from qinco_core.index.index import Index
-    from qinco_core.index.tune import Setting, fastest, merge_front, pareto
+    from qinco_core.index.tune import Setting, fastest, pareto
     from qinco_core.optional import import_pyplot
     from qinco_core.store import Store
 
@@ -83,19 +84,18 @@ def tune(
     if plot is not None:
         check_output(plot, force=force)
         import_pyplot()
+    hardware: dict[str, Any] = {"device": device, "precision": precision, "threads": threads}
     with ExitStack() as stack:
         console = stack.enter_context(Console(quiet))
         opened = stack.enter_context(
-            Index.open(
-                index or Store.locate(store).index, model=model, device=device, precision=precision, threads=threads
-            )
+            Index.open(index or Store.locate(store).index, model=model, pairwise=pairwise, **hardware)
         )
         window = {"format": format, "skip": skip, "limit": limit}
         setting = Setting(at, 1 if single else batch, opened.codec.plan.threads, opt.check_metric(metric))
         queries, truth = _queries(xq, groundtruth, base, opened, window, setting.metric, console)
         bench = Bench(opened, queries, truth, setting)
         points, interrupted = _explore(bench, opened, bound, room, until, console)
-        opened.save_front(merge_front(opened.front, pareto(points), setting))
+        opened.save_front(pareto(points), setting)
         console.note(f"measured {len(points)} operating points; the best are in {opened.folder}")
         front = pareto(point for point in points if _fits(opened, point.params, room))
     if interrupted:
@@ -147,7 +147,7 @@ def _queries(
                     "name the file that was encoded, whose row numbers are the ids"
                 )
             console.note(f"computing the true neighbours of {len(queries):,} queries in {base}")
-            return queries, true_neighbors(vectors, queries, metric)
+            return queries, true_neighbors(vectors, queries, metric, opened.ids)
     rows = {name: value for name, value in window.items() if name != "format"}
     with open_vectors(str(groundtruth), **rows) as truth:
         check_truth(truth, len(queries), opened.max_id)
@@ -162,7 +162,7 @@ def _explore(
     from qinco_core.index.bench import Notebook, explore_noting
     from qinco_core.index.tune import grid
 
-    points = grid(opened.nlist, bench.setting.at, pairwise=opened.has_pairwise)
+    points = grid(opened.nlist, bench.setting.at, bench.setting.metric, pairwise=opened.has_pairwise)
     fitting = [params for params in points if _fits(opened, params, room)]
     if not fitting:
         from qinco_cli.console import size

@@ -111,8 +111,14 @@ def _median_seconds(work: Callable[[], object]) -> float:
     return statistics.median(times)
 
 
-def true_neighbors(vectors: VectorFile, xq: Array, metric: Metric) -> NDArray[np.int64]:
+def true_neighbors(vectors: VectorFile, xq: Array, metric: Metric, ids: Array) -> NDArray[np.int64]:
     """The nearest vector of each query, its row number, [nq, 1].
+
+    Args:
+        vectors: the file.
+        xq: queries [nq, D].
+        metric: "l2" or "cosine".
+        ids: numbers of the rows that count, those that the index has.
 
     Raises:
         DimensionError: the vectors do not have the queries' dimension.
@@ -120,10 +126,13 @@ def true_neighbors(vectors: VectorFile, xq: Array, metric: Metric) -> NDArray[np
     """
     if metric == "ip":
         raise UsageError("true neighbours by inner product are not computed here: give them with --groundtruth")
+    there = np.zeros(len(vectors), bool)
+    there[ids] = True
+    starts = range(0, len(vectors), _ROWS)
+    blocks = (vectors.read(at, min(at + _ROWS, len(vectors)))[there[at : at + _ROWS]] for at in starts)
     if metric == "cosine":
-        blocks = (_directions(block) for block in vectors.batches(_ROWS))
-        return exact_neighbors(blocks, _directions(xq), 1)[0]
-    return exact_neighbors(vectors.batches(_ROWS), xq, 1)[0]
+        blocks, xq = (_directions(block) for block in blocks), _directions(xq)
+    return np.flatnonzero(there)[exact_neighbors(blocks, xq, 1)[0]]
 
 
 def _directions(v: Array) -> NDArray[np.float64]:
@@ -190,12 +199,13 @@ def explore_noting(
         stop: asked after every point.
 
     Returns:
-        All points of the notebook, old and new.
+        Those of the points that the notebook has, old and new.
     """
-    known = notebook.read()
+    place = {params: i for i, params in enumerate(points)}
+    # what is not asked for now, being too large, must not rule out what is
+    known = [point for point in notebook.read() if point.params in place]
     measured = list(known)
     progress.begin("tuning", len(points), "points")
-    place = {params: i for i, params in enumerate(points)}
     done = 0
     for point in explore(points, bench, known=known, budget=budget):
         notebook.append(point)

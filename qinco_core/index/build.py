@@ -5,8 +5,9 @@ list's centroid and r the decoder's reconstruction of what is left of it,
 
     ‖q − c − r‖² = ‖q − c‖² − 2⟨q, r⟩ + (‖c + r‖² − ‖c‖²)
 
-and the bracket is what is stored, 8 bits linear between its extremes on a sample. Shapes: n entries of a batch,
-M symbols, K codewords, D dimension, L lists.
+and the bracket is what is stored, linear between its extremes on a sample: in 8 bits, or in 16 where steps of 8 would
+be coarse beside what the decoder does not know anyway (vectors that lie far from the origin). Shapes: n entries of a
+batch, M symbols, K codewords, D dimension, L lists.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from qinco_core.index.lists import Column, Entries
 from qinco_core.index.pairwise import Pairwise
 from qinco_core.store import CodeRows
 from qinco_core.store.codes import CodesFile
-from qinco_core.store.index import StoredIndex, smallest_ids
+from qinco_core.store.index import StoredIndex
 
 Array = NDArray[Any]
 _ROWS = 1 << 15
@@ -37,20 +38,28 @@ LOOKS = ("norms", "pair_norms")
 
 @dataclass(frozen=True)
 class Scale:
-    """Eight bits for a number: low + step · byte."""
+    """Some bits, 8 or 16, for a number: low + step · bits."""
 
     low: float
     step: float
+    bits: int = 8
 
     @classmethod
-    def of(cls, values: Array) -> Scale:
-        """From the least to the largest of the values."""
+    def of(cls, values: Array, fine: float = np.inf) -> Scale:
+        """From the least to the largest of the values, in 16 bits where steps of 8 would be larger than `fine`."""
         low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 0.0)
-        return cls(low, (high - low) / 255)
+        bits = 8 if (high - low) / 255 <= fine else 16
+        return cls(low, (high - low) / (2**bits - 1), bits)
 
-    def bytes(self, values: Array) -> NDArray[np.uint8]:
-        """The nearest byte of each value."""
-        return np.clip(np.rint((values - self.low) / (self.step or 1.0)), 0, 255).astype(np.uint8)
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of what is stored."""
+        return np.dtype(f"<u{self.bits // 8}")
+
+    def quantize(self, values: Array) -> NDArray[Any]:
+        """The nearest bits of each value."""
+        most = 2**self.bits - 1
+        return np.clip(np.rint((values - self.low) / (self.step or 1.0)), 0, most).astype(self.dtype)
 
 
 class Estimator:
@@ -66,10 +75,16 @@ class Estimator:
         """The flat arrays that hold residual norms."""
         return LOOKS[: 1 + (self._pairwise is not None)]
 
-    def columns(self, ids: np.dtype[Any]) -> dict[str, Column]:
+    @property
+    def fine(self) -> float:
+        """A step of residual norms that is small beside the error of an estimated distance, about ‖r‖²/√D."""
+        energy = float(np.square(self._additive).sum(2).mean(1).sum()) if self._additive.size else 0.0
+        return energy / (2 * float(np.sqrt(self.codec.config.D)))
+
+    def columns(self, ids: np.dtype[Any], scales: dict[str, Scale]) -> dict[str, Column]:
         """The flat arrays of an index."""
         found = {"codes": Column((self.codec.config.code_bytes,), np.uint8), "ids": Column((), ids)}
-        return found | {look: Column((), np.uint8) for look in self.looks}
+        return found | {look: Column((), scales[look].dtype) for look in self.looks}
 
     def norms(self, rows: CodeRows) -> dict[str, NDArray[np.float32]]:
         """Residual norms float32 [n] by look."""
@@ -93,12 +108,14 @@ class CodesSource:
         """Take codes and the ids of their rows: those given, else their own, else numbers from `first_id` on.
 
         Raises:
-            UsageError: there are not as many ids as codes, or they are no integers.
+            UsageError: there are not as many ids as codes, or they are no integers, or too large.
         """
         if ids is not None and (ids.ndim != 1 or ids.dtype.kind not in "iu"):
             raise UsageError(f"ids of codes are integers in one dimension, not {ids.dtype} {ids.shape}")
         if ids is not None and len(ids) != len(codes):
             raise UsageError(f"{len(ids)} ids for {len(codes)} codes of {codes.path}: give one id a code")
+        if ids is None and not codes.with_ids and first_id + len(codes) >= 1 << 63:
+            raise UsageError(f"{codes.path} would get ids from {first_id} on, which 64 bits do not hold: give it ids")
         self._codes, self._estimator, self._ids, self._first = codes, estimator, ids, first_id
         self._scales: dict[str, Scale] = {}
 
@@ -111,7 +128,8 @@ class CodesSource:
             rows = self._codes.chunk(int(number)).cut(0, max(1, _SAMPLE // len(chunks)))
             for look, values in self._estimator.norms(rows).items():
                 found[look].append(values)
-        return {look: Scale.of(np.concatenate(parts) if parts else np.empty(0)) for look, parts in found.items()}
+        fine = self._estimator.fine
+        return {look: Scale.of(np.concatenate(parts) if parts else np.empty(0), fine) for look, parts in found.items()}
 
     def use(self, scales: dict[str, Scale]) -> None:
         """Store residual norms by these scales."""
@@ -131,7 +149,7 @@ class CodesSource:
                 rows = CodeRows(*(None if part is None else part[wanted] for part in rows))  # type: ignore[arg-type]
                 lists, ids = lists[wanted], ids[wanted]
             if len(lists):
-                norms = {look: self._scales[look].bytes(v) for look, v in self._estimator.norms(rows).items()}
+                norms = {look: self._scales[look].quantize(v) for look, v in self._estimator.norms(rows).items()}
                 yield Entries(lists, ids, {"codes": rows.codes, **norms})
 
     def _batches(self) -> Iterator[tuple[int, CodeRows, Array]]:
@@ -189,8 +207,3 @@ def check_codes(codes: CodesFile, codec: Codec) -> None:
         raise LineageError(
             f"{codes.path} was made by the model {codes.spec.model}, not by this one; use that model, or encode again"
         )
-
-
-def entry_bytes(codec: Codec, max_id: int, *, pairwise: bool) -> int:
-    """Bytes of an entry in the flat arrays."""
-    return codec.config.code_bytes + smallest_ids(max_id).itemsize + 1 + pairwise

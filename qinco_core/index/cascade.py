@@ -36,6 +36,8 @@ Array = NDArray[Any]
 METRICS: dict[str, int] = {"l2": 0, "ip": 1, "cosine": 2}
 # queries that one thread looks up together; candidates decoded together
 _QUERIES, _DECODED = 512, 2048
+# original vectors in memory at a time
+_ORIGINAL_BYTES = 1 << 27
 # candidates that one thread decodes sooner than several, for which there is little work but much waiting
 _FEW = 128
 # entries that one query must look at for its lists to be shared between threads
@@ -71,7 +73,7 @@ class Cascade:
     """The stages over one open index; safe to share by threads."""
 
     def __init__(self, stored: StoredIndex, engine: Engine, pairwise: Pairwise | None) -> None:
-        self._stored, self._engine, self._pairwise = stored, engine, pairwise
+        self.stored, self._engine, self._pairwise = stored, engine, pairwise
         self._host = dataclasses.replace(engine.plan, device=torch.device("cpu"))
         arrays, flat = stored.arrays, stored.flat
         self._offsets, self._centroids, self._codes = arrays["offsets"], arrays["centroids"], flat["codes"]
@@ -101,7 +103,7 @@ class Cascade:
     @functools.cached_property
     def _coarse(self) -> Coarse:
         """The graph of the centroids, with Faiss, for searches that ask for it."""
-        graph = self._stored.file("coarse") if "coarse" in self._stored.config["files"] else None
+        graph = self.stored.file("coarse") if "coarse" in self.stored.config["files"] else None
         return Coarse(self._centroids, threads=self._host.threads, device="cpu", hnsw_path=graph)
 
     def run(
@@ -207,7 +209,7 @@ class Cascade:
                 found.q[rows],
                 self._arrays,
                 self._look(metric),
-                self._stored.flat["pair_norms"],
+                self.stored.flat["pair_norms"],
                 scale.low,
                 scale.step,
                 *decoder,
@@ -233,26 +235,32 @@ class Cascade:
             score[rows] = compare(q.index_select(0, query), xhat, metric).numpy()
 
         size = _DECODED if self._engine.plan.device.type == "cpu" else 1 << 18
-        with torch.no_grad():
-            threads = min(self._host.threads, max(1, len(place) // _FEW))
-            run_parallel(work, _slices(len(place), size, threads), self._engine.plan)
+        threads = min(self._host.threads, max(1, len(place) // _FEW))
+        run_parallel(work, _slices(len(place), size, threads), self._engine.plan)
         score[place < 0] = np.inf
         found.score[:, :n] = score.reshape(len(found.q), n)
 
     def _compare(self, found: Candidates, n: int, metric: Metric, originals: VectorFile) -> None:
         """Scores by the original vectors, which ids number."""
-        place = found.place[:, :n]
+        queries = max(1, _ORIGINAL_BYTES // (4 * found.q.shape[1] * n))
+        for at in range(0, len(found.q), queries):
+            rows = slice(at, at + queries)
+            q, place, score = found.q[rows], found.place[rows, :n], found.score[rows, :n]
+            self._compare_rows(q, place, score, metric, originals)
+
+    def _compare_rows(self, q: Array, place: Array, score: Array, metric: Metric, originals: VectorFile) -> None:
+        n = place.shape[1]
         rows, inverse = np.unique(self._arrays.ids[np.maximum(place, 0)].astype(np.int64), return_inverse=True)
-        vectors = torch.from_numpy(originals.take(rows).astype(np.float32))
+        vectors = torch.from_numpy(originals.take(rows).astype(np.float32, copy=False))
         which = torch.from_numpy(inverse.reshape(place.shape))
 
         def work(part: slice) -> None:
             x = vectors.index_select(0, which[part].flatten())
-            q = torch.from_numpy(found.q[part]).repeat_interleave(n, dim=0)
-            found.score[part, :n] = compare(q, x, metric).view(-1, n).numpy()
+            near = torch.from_numpy(q[part]).repeat_interleave(n, dim=0)
+            score[part] = compare(near, x, metric).view(-1, n).numpy()
 
         run_parallel(work, _slices(len(place), max(1, _DECODED // n), self._host.threads), self._host)
-        found.score[:, :n][place < 0] = np.inf
+        score[place < 0] = np.inf
 
 
 def compare(q_ND: torch.Tensor, x_ND: torch.Tensor, metric: Metric) -> torch.Tensor:
@@ -264,7 +272,7 @@ def compare(q_ND: torch.Tensor, x_ND: torch.Tensor, metric: Metric) -> torch.Ten
 
 
 def plan_stages(k: int, params: SearchConfig, *, pairwise: bool, originals: bool) -> list[tuple[str, int]]:
-    """The stages to run and how many candidates each scores; the scan keeps at least k and what the next one needs."""
+    """The stages to run and how many candidates each scores: at least as many as the next; the scan k at least."""
     stages = []
     if params.rerank != "none" and params.n_mid and pairwise:
         stages.append(("pairwise", params.n_mid))
@@ -272,7 +280,9 @@ def plan_stages(k: int, params: SearchConfig, *, pairwise: bool, originals: bool
         stages.append(("qinco", params.n_short))
     if params.rerank == "exact" and params.n_exact and originals:
         stages.append(("exact", params.n_exact))
-    return [("scan", max([k] + [n for _, n in stages])), *stages]
+    counts = list(itertools.accumulate((n for _, n in reversed(stages)), max))[::-1]
+    kept = [(name, n) for (name, _), n in zip(stages, counts, strict=True)]
+    return [("scan", max([k, *counts])), *kept]
 
 
 def _slices(count: int, size: int, threads: int) -> list[slice]:

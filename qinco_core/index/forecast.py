@@ -8,7 +8,7 @@ import numpy as np
 
 from qinco_core.api import Codec
 from qinco_core.errors import UsageError
-from qinco_core.index.build import Estimator
+from qinco_core.index.build import Estimator, Scale
 from qinco_core.index.pairwise import Pairwise
 from qinco_core.store.index import smallest_ids
 
@@ -29,5 +29,6 @@ def bytes_per_entry(codec: Codec, pairwise: str | Path | None, largest_id: int) 
         raise UsageError("save the model first: an index names the model that made its codes")
     decoder = None if pairwise is None else Pairwise.load(pairwise, codec.header, codec.centroids)
     nothing = np.empty((0, codec.config.D), np.float32)
-    columns = Estimator(codec, nothing, nothing, decoder).columns(smallest_ids(largest_id))
+    estimator = Estimator(codec, nothing, np.empty((0, 0, 0), np.float32), decoder)
+    columns = estimator.columns(smallest_ids(largest_id), dict.fromkeys(estimator.looks, Scale(0.0, 0.0)))
     return sum(int(np.prod(c.shape, dtype=np.int64)) * np.dtype(c.dtype).itemsize for c in columns.values())

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from qinco_core.errors import DimensionError, UsageError, VectorFileError
+from qinco_core.index.kernels import Chosen
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class Found:
 
     Attributes:
         distances: float32 [nq, k]: squared and ascending for "l2", similarities and descending for "ip" and
-            "cosine"; inf or -inf where a result is missing.
+            "cosine", as far as the last stage scored them, then likewise those of the stage before; inf or -inf
+            where a result is missing.
         ids: int64 [nq, k], -1 there.
         stages: in the order they ran.
     """
@@ -55,10 +57,41 @@ def check_queries(xq: NDArray[Any], k: int, *, dim: int, count: int) -> NDArray[
     """
     if xq.ndim != 2 or xq.shape[1] != dim:
         raise DimensionError(f"queries have shape {xq.shape}, but the vectors searched have dimension {dim}")
+    if count == 0:
+        raise UsageError("there are no vectors to search: add some with qinco index --add")
     if not 1 <= k <= count:
         raise UsageError(f"k = {k}, but {count} vectors are searched: ask for 1 to {count}")
-    queries = np.ascontiguousarray(xq, dtype=np.float32)
+    # writable too: torch and numba treat memory that is not as something else
+    queries = np.require(xq, np.float32, ["C_CONTIGUOUS", "WRITEABLE"])
     if not np.isfinite(queries).all():
         row = int(np.flatnonzero(~np.isfinite(queries).all(axis=1))[0])
         raise VectorFileError(f"query {row} (counted from 0) holds NaN or infinity; remove it and search again")
     return queries
+
+
+def chosen_ids(allow: ArrayLike | None, deny: ArrayLike | None) -> Chosen:
+    """What `allow` and `deny` ask for; with both, what is allowed and not denied.
+
+    Raises:
+        UsageError: one is no row of integers.
+    """
+    allowed = None if allow is None else sorted_ids(allow, "allow")
+    denied = None if deny is None else sorted_ids(deny, "deny")
+    if allowed is None:
+        return Chosen(0, np.empty(0, np.int64)) if denied is None else Chosen(2, denied)
+    return Chosen(1, allowed if denied is None else np.setdiff1d(allowed, denied))
+
+
+def sorted_ids(given: ArrayLike, purpose: str) -> NDArray[np.int64]:
+    """Ids in ascending order, each once.
+
+    Raises:
+        UsageError: they are no row of integers, or one cannot be an id; `purpose` says what they are for.
+    """
+    ids = np.asarray(given)
+    if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
+        raise UsageError(f"ids to {purpose} are integers in one dimension, not {ids.dtype} {ids.shape}")
+    ids = np.unique(ids.astype(np.int64))
+    if ids.size and ids[0] < 0:
+        raise UsageError(f"ids to {purpose} are 0 to 2^63 - 1, and {ids[0]} is among them")
+    return ids

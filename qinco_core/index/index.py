@@ -5,6 +5,7 @@ Shapes: nq queries, D dimension, k results, N entries.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -15,14 +16,14 @@ from numpy.typing import ArrayLike, NDArray
 from qinco_core.api import Codec
 from qinco_core.config import Metric, ModelConfig, SearchConfig
 from qinco_core.errors import DimensionError, LineageError, UsageError
-from qinco_core.index.build import CodesSource, IndexSource, Scale, check_codes
+from qinco_core.index import tune
+from qinco_core.index.build import CodesSource, IndexSource, check_codes
 from qinco_core.index.cascade import METRICS, Candidates, Cascade
 from qinco_core.index.faiss_export import export_faiss
-from qinco_core.index.found import Found, Stage, check_queries
-from qinco_core.index.kernels import Chosen
+from qinco_core.index.found import Found, Stage, check_queries, chosen_ids, sorted_ids
 from qinco_core.index.pairwise import Pairwise
 from qinco_core.index.pairwise_fit import FitConfig
-from qinco_core.index.rewrite import Origin, Writer, identity, origins, unchanged
+from qinco_core.index.rewrite import Origin, Writer, centroids_of, identity, needed, origins, unchanged
 from qinco_core.index.training_codes import fit_to_vectors
 from qinco_core.progress import Progress, Silent
 from qinco_core.store import Header, open_codes
@@ -45,11 +46,23 @@ class Index:
         self.codec = codec
         self.folder = stored.folder
         self._pairwise = pairwise if pairwise is not None and len(pairwise.tables_TRD) else None
+        # the one thing that changes; a search takes it once, and so sees the index as it was or as it is
+        self._open: Cascade | None = None
         self._use(stored)
 
     def _use(self, stored: StoredIndex) -> None:
-        self._stored = stored
-        self._cascade = Cascade(stored, self.codec.engine, self._pairwise)
+        self._open = Cascade(stored, self.codec.engine, self._pairwise)
+
+    @property
+    def _cascade(self) -> Cascade:
+        cascade = self._open
+        if cascade is None:
+            raise UsageError(f"{self.folder} was closed; open it again")
+        return cascade
+
+    @property
+    def _stored(self) -> StoredIndex:
+        return self._cascade.stored
 
     @classmethod
     def build(
@@ -100,6 +113,7 @@ class Index:
             scales = source.scales()
             source.use(scales)
             made_from: list[Origin] = [(codec.identity, codec.path), (identity(file.header), file.path)]
+            made_from += centroids_of(codec)
             if decoder is not None and decoder.header is not None and pairwise is not None:
                 made_from.append((identity(decoder.header), Path(pairwise)))
             writer.create([source], scales, made_from, progress)
@@ -132,14 +146,13 @@ class Index:
             LineageError: the model, the codes or the pairwise decoder were replaced since.
         """
         stored = load_index(path)
-        for parent, where in origins(stored, "codes"):
-            unchanged(stored, parent, where, needed=False)
+        # of the codes those that it was built from: what was added since may well be written over by what comes next
+        for parent, where in origins(stored, "codes")[:1] + origins(stored, "centroids"):
+            unchanged(stored, parent, where)
         ((parent, where),) = origins(stored, "model")
         if not isinstance(model, Codec):
-            where = where if model is None else Path(model)
-            unchanged(stored, parent, where, needed=True)
-            assert where is not None
-            model = Codec.load(where, device=device, precision=precision, threads=threads)
+            found = needed(stored, parent, where) if model is None else Path(model)
+            model = Codec.load(found, device=device, precision=precision, threads=threads)
         if model.identity != parent:
             raise LineageError(
                 f"{stored.folder} was made with the model {parent.fingerprint}, not with {model.identity.fingerprint}; "
@@ -147,10 +160,13 @@ class Index:
             )
         decoder = None
         for parent, where in origins(stored, "pairwise"):
-            where = where if pairwise is None else Path(pairwise)
-            unchanged(stored, parent, where, needed=True)
-            assert where is not None
-            decoder = _load_pairwise(where, model)
+            found = needed(stored, parent, where) if pairwise is None else Path(pairwise)
+            decoder = _load_pairwise(found, model)
+            if decoder.header is None or identity(decoder.header) != parent:
+                raise LineageError(
+                    f"{stored.folder} was made with the pairwise decoder {parent.fingerprint}, which {found} is not; "
+                    "use that one, or build the index again: qinco index --force"
+                )
         return cls(stored, model, decoder)
 
     def __len__(self) -> int:
@@ -193,6 +209,11 @@ class Index:
         return int(self._stored.config["max_id"])
 
     @property
+    def ids(self) -> NDArray[Any]:
+        """Ids of the entries [N], in the order of the lists."""
+        return self._cascade.ids
+
+    @property
     def has_pairwise(self) -> bool:
         """Whether there is a pairwise decoder to re-score with."""
         return self._pairwise is not None
@@ -202,8 +223,8 @@ class Index:
         """The operating points that `qinco tune` found, as JSON objects."""
         return self._stored.front
 
-    def save_front(self, points: list[dict[str, Any]]) -> None:
-        """Put operating points into the manifest.
+    def save_front(self, points: Sequence[tune.Point], setting: tune.Setting) -> None:
+        """Put operating points into the manifest, in place of those that it has of the same setting.
 
         Raises:
             LineageError: the index was changed since it was opened, and the points are of what it was.
@@ -212,14 +233,17 @@ class Index:
             stored = load_index(self.folder)
             if stored.header.fingerprint != self.header.fingerprint:
                 raise LineageError(f"{self.folder} was changed since it was opened: open it again")
-            save_manifest(self.folder, stored.config, stored.arrays, stored.header.parents, points)
-            self._stored = load_index(self.folder)
+            front = tune.merge_front(stored.front, points, setting)
+            save_manifest(self.folder, stored.config, stored.arrays, stored.header.parents, front)
+            self._use(load_index(self.folder))
 
     def memory_bytes(self, params: SearchConfig) -> int:
         """Bytes of the arrays and tables that searches with these parameters read."""
         flat = self._stored.flat
         total = sum(array.nbytes for name, array in flat.items() if name != "pair_norms")
-        total += sum(array.nbytes for array in self._stored.arrays.values())
+        arrays = self._stored.arrays
+        # centroids once more in the order of their groups, and where a graph is asked for twice more in it
+        total += sum(array.nbytes for array in arrays.values()) + arrays["centroids"].nbytes * (3 if params.ef else 1)
         if self._pairwise is not None and params.rerank != "none" and params.n_mid:
             total += self._pairwise.tables_TRD.nbytes + flat["pair_norms"].nbytes
         if params.rerank in ("qinco", "exact") and params.n_short:
@@ -287,13 +311,12 @@ class Index:
         *,
         stages: bool,
     ) -> Found:
-        params = params or SearchConfig(nprobe=min(16, self.nlist))
-        q = check_queries(xq, k, dim=self.dim, count=len(self))
-        self._check(params, metric, originals)
-        chosen = _filter(allow, deny)
-        if "_cascade" not in self.__dict__:
-            raise UsageError(f"{self.folder} was closed; open it again")
-        cascade, ids = self._cascade, self._cascade.ids
+        cascade = self._cascade
+        ids, nlist = cascade.ids, len(cascade.stored.arrays["offsets"]) - 1
+        params = params or SearchConfig(nprobe=min(16, nlist))
+        q = check_queries(xq, k, dim=self.dim, count=len(ids))
+        self._check(params, metric, originals, nlist, int(cascade.stored.config["max_id"]))
+        chosen = chosen_ids(allow, deny)
         distances, found = np.empty((len(q), k), np.float32), np.empty((len(q), k), np.int64)
         rankings: dict[str, list[NDArray[np.int64]]] = {}
         seconds: dict[str, float] = {}
@@ -314,11 +337,11 @@ class Index:
         spent = tuple(Stage(name, seconds[name], np.concatenate(parts)) for name, parts in rankings.items())
         return Found(distances, found, spent)
 
-    def _check(self, params: SearchConfig, metric: str, originals: VectorFile | None) -> None:
+    def _check(self, params: SearchConfig, metric: str, originals: VectorFile | None, nlist: int, max_id: int) -> None:
         if metric not in METRICS:
             raise UsageError(f"no metric {metric!r}; there are {', '.join(METRICS)}")
-        if params.nprobe > self.nlist:
-            raise UsageError(f"nprobe = {params.nprobe}, but the index has {self.nlist} lists: use 1 to {self.nlist}")
+        if params.nprobe > nlist:
+            raise UsageError(f"nprobe = {params.nprobe}, but the index has {nlist} lists: use 1 to {nlist}")
         if params.rerank == "pairwise" and self._pairwise is None:
             raise UsageError(f"{self.folder} has no pairwise decoder: build it with one (qinco pairwise, qinco index)")
         if params.rerank != "exact":
@@ -327,9 +350,9 @@ class Index:
             raise UsageError("re-ranking by original vectors needs them: give their file")
         if originals.dim != self.dim:
             raise DimensionError(f"{originals.name} has dimension {originals.dim}, but the index has {self.dim}")
-        if self.max_id >= len(originals):
+        if max_id >= len(originals):
             raise UsageError(
-                f"{originals.name} has {len(originals)} vectors, but the index has the id {self.max_id}: ids must "
+                f"{originals.name} has {len(originals)} vectors, but the index has the id {max_id}: ids must "
                 "be row numbers of the original vectors"
             )
 
@@ -358,22 +381,21 @@ class Index:
             stored = self._reload()
             writer = Writer(self.folder, self.codec, stored.arrays["additive"], self._pairwise, memory)
             source = CodesSource(file, writer.estimator, ids, stored.config["max_id"] + 1)
-            source.use({look: Scale(**scale) for look, scale in stored.config["scales"].items()})
+            source.use(writer.scales(stored, source))
             made_from = [(identity(file.header), file.path)]
             writer.rewrite(stored, [IndexSource(stored), source], made_from, progress or Silent())
-        self._use(load_index(self.folder))
+            self._use(load_index(self.folder))
 
     def remove(self, ids: ArrayLike, *, memory: int = 1 << 30, progress: Progress | None = None) -> int:
         """Remove entries by their ids, integers [n]; ids that are not there are passed over. Returns how many went."""
-        unwanted = np.asarray(ids)
-        if unwanted.ndim != 1 or (unwanted.size and unwanted.dtype.kind not in "iu"):
-            raise UsageError(f"ids to remove are integers in one dimension, not {unwanted.dtype} {unwanted.shape}")
+        unwanted = sorted_ids(ids, "remove")
         with locked(self.folder, new=False, force=False):
             stored = self._reload()
             writer = Writer(self.folder, self.codec, stored.arrays["additive"], self._pairwise, memory)
             writer.rewrite(stored, [IndexSource(stored, unwanted)], [], progress or Silent())
-        self._use(load_index(self.folder))
-        return len(stored.flat["ids"]) - len(self)
+            left = load_index(self.folder)
+            self._use(left)
+        return len(stored.flat["ids"]) - len(left.flat["ids"])
 
     def _reload(self) -> StoredIndex:
         """The index as it is now, to go on from.
@@ -401,7 +423,7 @@ class Index:
 
     def close(self) -> None:
         """Let go of the files; the index cannot be searched any more."""
-        self.__dict__.pop("_cascade", None)
+        self._open = self._pairwise = None
 
     def __enter__(self) -> Self:
         return self
@@ -415,27 +437,6 @@ class Index:
 def _load_pairwise(path: str | Path, codec: Codec) -> Pairwise:
     assert codec.header is not None
     return Pairwise.load(path, codec.header, codec.centroids)
-
-
-def _filter(allow: ArrayLike | None, deny: ArrayLike | None) -> Chosen:
-    """What `allow` and `deny` ask for; with both, what is allowed and not denied.
-
-    Raises:
-        UsageError: one is no row of integers.
-    """
-    allowed, denied = _sorted_ids(allow), _sorted_ids(deny)
-    if allowed is None:
-        return Chosen(0, np.empty(0, np.int64)) if denied is None else Chosen(2, denied)
-    return Chosen(1, allowed if denied is None else np.setdiff1d(allowed, denied))
-
-
-def _sorted_ids(given: ArrayLike | None) -> NDArray[np.int64] | None:
-    if given is None:
-        return None
-    ids = np.asarray(given)
-    if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
-        raise UsageError(f"ids to allow or deny are integers in one dimension, not {ids.dtype} {ids.shape}")
-    return np.unique(ids.astype(np.int64))
 
 
 def _ids(ids: NDArray[Any], place: NDArray[np.int64]) -> NDArray[np.int64]:

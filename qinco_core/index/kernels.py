@@ -82,7 +82,7 @@ class Arrays(NamedTuple):
         centroids, centroid_norms: float32 [L, D], and their squared norms [L].
         offsets: of the lists, int64 [L + 1].
         codes, words: packed codes uint8 [N, W], and the same as uint64 [N, W // 8] where 8 divides W.
-        norms: residual norms, uint8 [N] (see `index.build`).
+        norms: residual norms, uint8 or uint16 [N] (see `index.build`).
         ids: of the entries [N].
     """
 
@@ -101,7 +101,7 @@ class Look(NamedTuple):
     Attributes:
         M, bits: symbols of a code, bits of a symbol.
         metric: 0 squared distance, 1 inner product, 2 cosine.
-        low, step: residual norms are low + step · byte.
+        low, step: residual norms are low + step · what is stored.
     """
 
     M: int
@@ -223,9 +223,9 @@ def rescore(
         q_QD: queries, float32.
         index: the index.
         look: how the scan scored.
-        pair_norms: residual norms of the pairwise decoder, uint8 [N].
-        pair_low: what the byte 0 stands for.
-        pair_step: and every byte more.
+        pair_norms: residual norms of the pairwise decoder, uint8 or uint16 [N].
+        pair_low: what 0 stands for.
+        pair_step: and every 1 more.
         list_symbols: of the lists, [L, X].
         pairs: the two streams of each table, [2, T].
         tables: int8 [T, K², D], in units of `scale`.

@@ -97,7 +97,7 @@ class Pairwise:
         *,
         force: bool = False,
     ) -> Header:
-        """Write the artifact; `parents` are the model, and the training codes if there were any."""
+        """Write the artifact; `parents` are the model, and the codes that were fitted to, if any."""
         ivf = config.ivf_K > 0
         arrays: dict[str, Array] = {
             "additive": self.additive_MKD,

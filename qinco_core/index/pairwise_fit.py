@@ -34,6 +34,7 @@ from qinco_core.index.additive import (
 from qinco_core.index.pairwise import Pairwise
 from qinco_core.index.recode import BOOKS, recode
 from qinco_core.progress import Progress
+from qinco_core.store.pairwise import MOST_TABLES
 
 Array = NDArray[Any]
 Floats = NDArray[np.float32]
@@ -62,8 +63,8 @@ class FitConfig(Frozen):
     seed: int = Field(default=0, ge=0)
 
     def count(self, model: ModelConfig) -> int:
-        """Tables in all: `tables` per step, as far as there are pairs."""
-        return min(self.tables * model.M, len(pairs_of(model.M, BOOKS if model.ivf_K else 0)))
+        """Tables in all: `tables` per step, as far as there are pairs and 16 bits hold a sum of their rows."""
+        return min(self.tables * model.M, MOST_TABLES, len(pairs_of(model.M, BOOKS if model.ivf_K else 0)))
 
     def rows(self, model: ModelConfig, n: int) -> int:
         """Codes of the sample where there are n training codes.

@@ -35,5 +35,6 @@ def _fetch(typing: Any, address: Any) -> Any:
 def fetch_rows(array: NDArray[Any], first: int, last: int) -> None:
     """Ask for the rows first..last - 1 of an array whose rows lie one after another."""
     start, width = array.ctypes.data, np.int64(array.strides[0])
-    for address in range(start + first * width, start + last * width, _LINE):
+    begin = start + first * width
+    for address in range(begin - begin % _LINE, start + last * width, _LINE):
         _fetch(address)  # type: ignore[call-arg]  # numba passes what it knows of types

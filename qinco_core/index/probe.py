@@ -84,16 +84,25 @@ class Probe:
             _compare(q, group_QS, self._starts, self._table, self._half_norms, score_QSX)
             _nearest(score_QSX, group_QS, self._starts, place)
         else:
-            # ‖c‖²/2 − ⟨q, c⟩ is smallest for the nearest centroid, −⟨q, c⟩ for the largest inner product
-            near, norms = (q_QD - self._mean, self._products[1]) if metric == "l2" else (q_QD, None)
-            score = F.linear(torch.from_numpy(-near).to(self._dtype), self._products[0], norms)
-            smallest(score.float().numpy(), nprobe, place)
+            smallest(self._scores(q_QD, metric).float().numpy(), nprobe, place)
         return np.where(place < 0, -1, self._order[place]).astype(np.int32)
+
+    def _scores(self, q_QD: Array, metric: Metric) -> torch.Tensor:
+        """Of all centroids, the best ones' the smallest: ‖c‖²/2 − ⟨q, c⟩, or −⟨q, c⟩, or −⟨q, c⟩ / ‖c‖."""
+        if metric == "cosine":
+            return F.linear(torch.from_numpy(-q_QD).to(self._dtype), self._directions)
+        near, norms = (q_QD - self._mean, self._products[1]) if metric == "l2" else (q_QD, None)
+        return F.linear(torch.from_numpy(-near).to(self._dtype), self._products[0], norms)
 
     @functools.cached_property
     def _products(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Centroids and their norms for the comparison of all."""
         return torch.from_numpy(self._table).to(self._dtype), torch.from_numpy(self._half_norms).to(self._dtype)
+
+    @functools.cached_property
+    def _directions(self) -> torch.Tensor:
+        """Centroids at length 1."""
+        return F.normalize(torch.from_numpy(self._table + self._mean)).to(self._dtype)
 
 
 @njit(nogil=True, cache=True)

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from qinco_core.api import Codec
 from qinco_core.errors import ArtifactError, InputNotFoundError, LineageError
-from qinco_core.index.build import Estimator, Scale
+from qinco_core.index.build import CodesSource, Estimator, Scale
 from qinco_core.index.coarse import Coarse
 from qinco_core.index.lists import EntrySource, count_lists, write_lists
 from qinco_core.index.pairwise import Pairwise
 from qinco_core.index.probe import group_centroids
 from qinco_core.progress import Progress
-from qinco_core.store import Header, Parent, read_header
+from qinco_core.store import Header, Parent, Store, read_header
 from qinco_core.store.index import StoredIndex, file_entry, remove_unnamed, save_manifest, smallest_ids
 
 # an HNSW graph over fewer centroids than this is of no use
@@ -77,6 +77,14 @@ class Writer:
         with _nothing_left_of_failure(self._folder):
             return self._write(sources, fields, arrays, stored.generation + 1, parents, progress)
 
+    def scales(self, stored: StoredIndex, source: CodesSource) -> dict[str, Scale]:
+        """How residual norms of more codes are stored: as those that are there, or if there are none as suits these."""
+        if len(stored.flat["ids"]):
+            return {look: Scale(**scale) for look, scale in stored.config["scales"].items()}
+        scales = source.scales()
+        stored.config["scales"] = {look: asdict(scale) for look, scale in scales.items()}
+        return scales
+
     def _write(
         self,
         sources: Sequence[EntrySource],
@@ -87,7 +95,8 @@ class Writer:
         progress: Progress,
     ) -> Header:
         counts, largest = count_lists(sources, len(self.centroids))
-        columns = self.estimator.columns(smallest_ids(largest))
+        scales = {look: Scale(**scale) for look, scale in fields["scales"].items()}
+        columns = self.estimator.columns(smallest_ids(largest), scales)
         written = write_lists(
             sources,
             counts,
@@ -146,19 +155,42 @@ def origins(stored: StoredIndex, kind: str) -> list[Origin]:
     ]
 
 
-def unchanged(stored: StoredIndex, parent: Parent, path: Path | None, *, needed: bool) -> None:
-    """Check that what an index was made from is still there (if it is `needed`) and has not been replaced.
+def centroids_of(codec: Codec) -> list[Origin]:
+    """The centroids that a model was trained behind, and where they are if they lie beside it; none without an IVF."""
+    assert codec.header is not None
+    found: list[Origin] = []
+    for parent in codec.header.parents:
+        if parent.kind == "centroids":
+            path = None if codec.path is None else Store(codec.path.parent).centroids
+            there = path is not None and path.is_file() and read_header(path).fingerprint == parent.fingerprint
+            found.append((parent, path if there else None))
+    return found
+
+
+def needed(stored: StoredIndex, parent: Parent, path: Path | None) -> Path:
+    """Where something is that an index cannot do without, unchanged.
 
     Raises:
         InputNotFoundError: it is gone.
+        LineageError: it is another now.
+    """
+    if path is None or not path.exists():
+        raise InputNotFoundError(
+            f"{stored.folder} needs the {parent.kind} {parent.fingerprint}, "
+            f"{'whose place is not known' if path is None else f'which is not at {path}'}: "
+            f"say where it is with --{parent.kind}"
+        )
+    unchanged(stored, parent, path)
+    return path
+
+
+def unchanged(stored: StoredIndex, parent: Parent, path: Path | None) -> None:
+    """Check that what an index was made from has not been replaced where it was.
+
+    Raises:
         LineageError: it is another now; the message says what to build again.
     """
     if path is None or not path.exists():
-        if needed:
-            raise InputNotFoundError(
-                f"{stored.folder} needs the {parent.kind} {parent.fingerprint}, "
-                f"{'whose place is not known' if path is None else f'which is not at {path}'}: say where it is"
-            )
         return
     found = read_header(path)
     if found.fingerprint != parent.fingerprint or found.kind != parent.kind:

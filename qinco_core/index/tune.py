@@ -17,7 +17,7 @@ from qinco_core.config import Metric, SearchConfig
 from qinco_core.errors import UsageError
 
 _NPROBE_MAX = 1024
-_EXACT_LISTS = 4096  # up to here comparing all centroids costs less than a graph
+_GRAPH_FROM = 4096  # up to here comparing centroids costs less than a graph
 _EFS = (16, 64, 256, 1024)
 _SHORTEST = 5
 
@@ -58,17 +58,18 @@ class Point:
         return cls(SearchConfig.parse(fields["params"]), float(fields["recall"]), float(fields["seconds"]))
 
 
-def grid(nlist: int, at: int, *, pairwise: bool) -> list[SearchConfig]:
+def grid(nlist: int, at: int, metric: Metric = "l2", *, pairwise: bool) -> list[SearchConfig]:
     """The points worth a look, those first that bound many others.
 
     Args:
         nlist: lists of the index.
         at: results a query.
+        metric: of the search; a graph of the centroids knows squared distances only.
         pairwise: whether the index has a pairwise decoder.
     """
     top = min(nlist, _NPROBE_MAX)
     nprobes = [*_doublings(1, top - 1), top]
-    efs = [0, *(_EFS if nlist > _EXACT_LISTS else ())]
+    efs = [0, *(_EFS if nlist > _GRAPH_FROM and metric == "l2" else ())]
     shorts = [0, *_doublings(max(2 * at, _SHORTEST), max(256, 8 * at))]
     mids = [0, *(_doublings(2 * max(at, _SHORTEST), max(1280, 16 * at)) if pairwise else ())]
     axes = (nprobes, efs, mids, shorts)

@@ -30,6 +30,8 @@ from qinco_core.store.artifact import (
 )
 
 KIND = "pairwise"
+# rows of 8 bits are summed in 16
+MOST_TABLES = 256
 # apart from the rest, so that it can be mapped without being read
 _TABLES = "tables"
 
@@ -80,7 +82,7 @@ def save_pairwise(
             `StoredPairwise`.
         tables_TRD: int8 [T, K², D].
         training: free figures of the fit.
-        parents: the model, and the training codes if there were any.
+        parents: the model, and the codes that were fitted to, training codes and those to be searched, if any.
         force: overwrite what is there.
 
     Raises:
@@ -169,6 +171,8 @@ def _check(
             raise ArtifactError(f"{name}: {key} has the shape {arrays[key].shape}, not {shape}; make it again")
         if not np.isfinite(arrays[key]).all():
             raise ArtifactError(f"{name}: {key} holds NaN or infinity, so it is unusable; fit it again")
+    if T > MOST_TABLES:
+        raise ArtifactError(f"{name}: {T} tables are more than the {MOST_TABLES} that can be summed; fit fewer")
     if tables_TRD.shape != (T, K * K, D):
         raise ArtifactError(f"{name}: the tables have the shape {tables_TRD.shape}, not {(T, K * K, D)}; make it again")
     for key, end in (("pairs", M + X), ("list_symbols", K)):

@@ -12,7 +12,7 @@ from command_line import BASE, PATIENCE, QUERIES, TEXT, TRUTH, contents, done, r
 
 from qinco_core.config import SearchConfig
 from qinco_core.index.index import Index
-from qinco_core.index.tune import Point, Setting, merge_front
+from qinco_core.index.tune import Point, Setting
 from qinco_core.store import Store, load_results, read_header
 from qinco_core.vectors import open_vectors, write_vectors
 
@@ -241,7 +241,7 @@ def test_the_fastest_known_point_that_reaches_a_recall(index_store, indexed, tmp
     assert (ended.code, "qinco tune" in ended.complaint) == (2, True)
     with Index.open(tmp_path / "store" / "index") as opened:
         points = [Point(SearchConfig(nprobe=2, rerank="none"), 0.4, 1e-5), Point(SearchConfig(nprobe=8), 0.7, 1e-4)]
-        opened.save_front(merge_front([], points, Setting()))
+        opened.save_front(points, Setting())
     assert measured(*indexed, "--recall", 0.5)["params"]["nprobe"] == 8
     assert measured(*indexed, "--recall", 0.3)["params"]["nprobe"] == 2
     assert "best reaches 0.700" in run("search", QUERIES, *indexed, "--recall", 0.9).complaint

@@ -13,9 +13,10 @@ from qinco_core import Index, SearchConfig
 from qinco_core.api import Codec
 from qinco_core.codec.packing import unpack
 from qinco_core.errors import LineageError, UsageError
-from qinco_core.index import build, lists
-from qinco_core.index.build import CodesSource, Estimator
+from qinco_core.index import build, cascade, lists
+from qinco_core.index.build import CodesSource, Estimator, Scale
 from qinco_core.index.pairwise import Pairwise
+from qinco_core.index.tune import Setting
 from qinco_core.optional import import_faiss
 from qinco_core.store import Store, create_codes, open_codes
 from qinco_core.store.index import StoredIndex, load_index
@@ -136,7 +137,7 @@ def test_nothing_is_left_and_all_can_come_again(changing, codec, xq):
         expected = index.search(xq, 5)[1]
         assert index.remove(np.arange(10_000)) == 10_000
         assert (len(index), index.max_id) == (0, -1)
-        with pytest.raises(UsageError, match="0 vectors are searched"):
+        with pytest.raises(UsageError, match="no vectors to search: add some"):
             index.search(xq, 1)
         index.export_faiss(changing.root / "none.faiss")
         index.add(changing.codes("base"))
@@ -156,9 +157,63 @@ def test_an_index_that_was_replaced_or_closed(changing, codec, sift_learn, xq, t
     with open_vectors(sift_learn, limit=2000) as learn:
         arguments = {"train": learn, "force": True}
         Index.build(changing.index, codec, changing.codes("base"), **arguments).close()
-    for change in (lambda: held.remove([1]), lambda: held.add(changing.codes("base")), lambda: held.save_front([])):
+    changes = (
+        lambda: held.remove([1]),
+        lambda: held.add(changing.codes("base")),
+        lambda: held.save_front([], Setting()),
+    )
+    for change in changes:
         with pytest.raises(LineageError, match=r"was (replaced|changed) since .*: open it again"):
             change()
     held.close()
-    with pytest.raises(UsageError, match="was closed"):
-        held.search(xq, 1)
+    for use in (*changes, lambda: held.search(xq, 1), lambda: len(held)):
+        with pytest.raises(UsageError, match="was closed"):
+            use()
+
+
+@pytest.mark.parametrize(
+    ("params", "stages"),
+    [
+        (SearchConfig(n_mid=20, n_short=50), [("scan", 50), ("pairwise", 50), ("qinco", 50)]),
+        (SearchConfig(n_mid=200, n_short=50), [("scan", 200), ("pairwise", 200), ("qinco", 50)]),
+        (
+            SearchConfig(n_mid=20, n_short=0, n_exact=100, rerank="exact"),
+            [("scan", 100), ("pairwise", 100), ("exact", 100)],
+        ),
+        (SearchConfig(rerank="none"), [("scan", 10)]),
+    ],
+)
+def test_a_stage_scores_as_many_as_the_next_one_takes(params, stages):
+    assert cascade.plan_stages(10, params, pairwise=True, originals=True) == stages
+
+
+def test_originals_are_compared_part_by_part(index, sift_learn, xq, monkeypatch):
+    params = SearchConfig(nprobe=4, n_exact=30, rerank="exact")
+    with open_vectors(sift_learn.with_name("sift_base.u8bin")) as base:
+        once = index.search(xq, 10, params, originals=base)
+        monkeypatch.setattr(cascade, "_ORIGINAL_BYTES", 3 * 4 * 128 * 30)
+        parts = index.search(xq, 10, params, originals=base)
+    np.testing.assert_array_equal(parts[1], once[1])
+    np.testing.assert_array_equal(parts[0], once[0])
+
+
+def test_norms_take_two_bytes_where_one_would_be_coarse():
+    values = np.linspace(0, 1000, 50, dtype=np.float32)
+    near, far = Scale.of(values, fine=10.0), Scale.of(values, fine=1.0)
+    assert (near.bits, far.bits) == (8, 16)
+    for scale in (near, far):
+        stored = scale.quantize(values)
+        assert stored.dtype == scale.dtype
+        assert np.abs(scale.low + scale.step * stored - values).max() <= scale.step / 2 + 1e-3
+
+
+def test_an_index_with_norms_of_two_bytes_finds_the_same(index, index_store, codec, xq, tmp_path, monkeypatch):
+    monkeypatch.setattr(Estimator, "fine", 0.0)
+    wide = Index.build(tmp_path / "index", codec, index_store.codes("base"), pairwise=index_store.pairwise)
+    flat = load_index(wide.folder).flat
+    assert {flat[name].dtype for name in ("norms", "pair_norms")} == {np.dtype("<u2")}
+    for rerank in ("none", "pairwise"):
+        params = SearchConfig(nprobe=8, rerank=rerank)
+        found, expected = wide.search(xq, 10, params), index.search(xq, 10, params)
+        np.testing.assert_allclose(found[0], expected[0], rtol=0.05)
+        assert np.mean([len(np.intersect1d(a, b)) for a, b in zip(found[1], expected[1], strict=True)]) > 9

@@ -14,6 +14,7 @@ from qinco_core.api import Codec
 from qinco_core.config import SearchConfig
 from qinco_core.errors import DimensionError, LineageError, OutputExistsError, UsageError, VectorFileError
 from qinco_core.index import cascade
+from qinco_core.index.tune import Setting
 from qinco_core.optional import import_faiss
 from qinco_core.store import Store, create_codes, open_codes
 from qinco_core.vectors import open_vectors
@@ -226,10 +227,14 @@ def test_unsigned_ids_remove_and_allow_only_what_they_name(changing, codec, xq):
     ids = np.append(first, first + 1)  # neighbours, which float64 cannot tell apart
     arguments = {"pairwise": changing.pairwise, "ids": ids, "force": True}
     with Index.build(changing.index, codec, changing.codes("base"), **arguments) as index:
-        beyond = np.append(first[:2000].astype(np.uint64), np.uint64(1 << 63))
-        only = index.search(xq, 5, ALL, allow=beyond)[1]
+        some = first[:2000].astype(np.uint64)
+        for wrong in (np.append(some, np.uint64(1 << 63)), np.append(first[:3], -5)):
+            for use in (index.remove, lambda ids: index.search(xq, 5, deny=ids)):
+                with pytest.raises(UsageError, match=r"are 0 to 2\^63 - 1, and -\d+ is among them"):
+                    use(wrong)
+        only = index.search(xq, 5, ALL, allow=some)[1]
         assert np.isin(only, first[:2000]).all()
-        assert index.remove(beyond) == 2000
+        assert index.remove(some) == 2000
         assert np.isin(first[:2000] + 1, index.search(xq, 8000, ALL)[1][0]).all()
 
 
@@ -245,7 +250,7 @@ def test_another_holder_changed_the_index(changing, codec, xq):
         before = held.search(xq, 10, FEW)[1]
         assert other.remove(np.arange(5000)) == 5000
         with pytest.raises(LineageError, match="open it again"):
-            held.save_front([])
+            held.save_front([], Setting())
         np.testing.assert_array_equal(held.search(xq, 10, FEW)[1], before)
         assert other.remove([5000, 5001]) == 2
         assert held.remove([6000]) == 1

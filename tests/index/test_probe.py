@@ -64,6 +64,14 @@ def test_all_are_compared_where_groups_do_not_pay(probe, centroids, xq, grouped,
     np.testing.assert_allclose(found, np.sort(score, axis=1)[:, :nprobe], rtol=1e-3)
 
 
+def test_by_cosine_the_direction_of_a_centroid_counts(centroids, xq):
+    scaled = centroids * np.exp(np.random.default_rng(0).normal(size=(L, 1))).astype(np.float32)
+    q = xq / np.linalg.norm(xq, axis=1, keepdims=True)
+    score = -(q.astype(float) @ (scaled / np.linalg.norm(scaled, axis=1, keepdims=True)).T)
+    found = Probe(scaled, None, torch.float32).nearest(q, 5, "cosine").astype(np.int64)
+    np.testing.assert_allclose(np.take_along_axis(score, found, 1), np.sort(score, axis=1)[:, :5], atol=1e-5)
+
+
 def test_few_centroids_are_one_group(centroids):
     assert not group_centroids(centroids[:500], 1).any()
     groups = group_centroids(centroids, 1)

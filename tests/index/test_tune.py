@@ -221,11 +221,14 @@ def test_true_neighbours_by_length_and_by_direction(tmp_path: Path):
     write_vectors(tmp_path / "x.npy", x)
     with open_vectors(tmp_path / "x.npy") as file:
         near = np.square(q[:, None] - x[None]).sum(2).argmin(1)
-        np.testing.assert_array_equal(true_neighbors(file, q, "l2")[:, 0], near)
+        np.testing.assert_array_equal(true_neighbors(file, q, "l2", np.arange(300))[:, 0], near)
         alike = (q @ (x / np.linalg.norm(x, axis=1, keepdims=True)).T).argmax(1)
-        np.testing.assert_array_equal(true_neighbors(file, q, "cosine")[:, 0], alike)
+        np.testing.assert_array_equal(true_neighbors(file, q, "cosine", np.arange(300))[:, 0], alike)
+        there = np.arange(0, 300, 2)
+        near = there[np.square(q[:, None] - x[None, there]).sum(2).argmin(1)]
+        np.testing.assert_array_equal(true_neighbors(file, q, "l2", there[::-1])[:, 0], near)
         with pytest.raises(UsageError, match="--groundtruth"):
-            true_neighbors(file, q, "ip")
+            true_neighbors(file, q, "ip", np.arange(300))
 
 
 def test_a_bench_measures_what_the_index_finds(index_store, sift_learn, monkeypatch):

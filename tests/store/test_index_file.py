@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -10,8 +11,11 @@ import pytest
 
 from qinco_core import Index
 from qinco_core.api import Codec
+from qinco_core.config import SearchConfig
 from qinco_core.errors import ArtifactError, InputNotFoundError, LineageError, OutputExistsError
 from qinco_core.index import rewrite
+from qinco_core.index.pairwise import Pairwise
+from qinco_core.index.tune import Point, Setting
 from qinco_core.store import Store, verify
 from qinco_core.store.index import load_index, locked
 
@@ -66,14 +70,14 @@ def test_a_damaged_manifest_is_refused(store):
         Index.open(store.index)
 
 
-@pytest.mark.parametrize("kind", ["model", "codes", "pairwise"])
+@pytest.mark.parametrize("kind", ["model", "codes", "centroids", "pairwise"])
 def test_what_was_replaced_is_named(store, kind):
     other = Codec.load(store.model, precision="float32", threads=1)
     other.network.mean.add_(1)
     if kind == "model":
         other.save(store.model, force=True)
     else:
-        path = store.codes("base") if kind == "codes" else store.pairwise
+        path = {"codes": store.codes("base"), "centroids": store.centroids, "pairwise": store.pairwise}[kind]
         shutil.copy(store.model, path)  # some other artifact in its place
     with pytest.raises(LineageError, match=r"was replaced since .*: qinco index --force"):
         Index.open(store.index)
@@ -81,9 +85,31 @@ def test_what_was_replaced_is_named(store, kind):
 
 def test_a_model_that_moved_can_be_named(store, tmp_path):
     moved = store.model.rename(tmp_path / "elsewhere.h5")
-    with pytest.raises(InputNotFoundError, match="say where it is"):
+    with pytest.raises(InputNotFoundError, match="say where it is with --model"):
         Index.open(store.index)
     assert len(Index.open(store.index, model=moved)) == 10_000
+
+
+def test_a_pairwise_decoder_that_moved_can_be_named_and_another_cannot(store, tmp_path):
+    moved = store.pairwise.rename(tmp_path / "elsewhere.h5")
+    with pytest.raises(InputNotFoundError, match="say where it is with --pairwise"):
+        Index.open(store.index)
+    with Index.open(store.index, pairwise=moved) as index:
+        assert index.has_pairwise
+        codec = index.codec
+    fitted = Pairwise.load(moved, codec.header, codec.centroids)
+    parents = tuple(parent for parent in fitted.header.parents if parent.kind == "model")
+    dataclasses.replace(fitted, scale=2 * fitted.scale).save(tmp_path / "other.h5", codec.config, parents)
+    with pytest.raises(LineageError, match=r"was made with the pairwise decoder .*, which .*other\.h5 is not"):
+        Index.open(store.index, pairwise=tmp_path / "other.h5")
+
+
+def test_added_codes_may_be_written_over(store):
+    shutil.copy(store.codes("base"), store.codes("more"))
+    with Index.open(store.index) as index:
+        index.add(store.codes("more"), ids=np.arange(20_000, 30_000))
+    shutil.copy(store.model, store.codes("more"))
+    assert len(Index.open(store.index)) == 20_000
 
 
 def test_the_store_can_move(store, tmp_path):
@@ -127,8 +153,12 @@ def test_one_writer_at_a_time(store):
 def test_operating_points_do_not_change_what_an_index_is(store):
     before = load_index(store.index)
     with Index.open(store.index) as index:
-        index.save_front([{"recall": 0.5}])
-        assert index.front == [{"recall": 0.5}]
+        index.save_front([Point(SearchConfig(), 0.5, 0.1)], Setting(at=10))
+        with Index.open(store.index) as other:
+            other.save_front([Point(SearchConfig(), 0.4, 0.1)], Setting(at=1))
+        # what another process has found since stays
+        index.save_front([Point(SearchConfig(), 0.6, 0.1)], Setting(at=10))
+        assert [entry["recall"] for entry in index.front] == [0.4, 0.6]
     after = load_index(store.index)
-    assert after.front == [{"recall": 0.5}]
+    assert [entry["recall"] for entry in after.front] == [0.4, 0.6]
     assert after.header.fingerprint == before.header.fingerprint
