@@ -121,7 +121,7 @@ def search(
             searcher, batches, request, sink=sink, progress=console, truth=truth, warm=searcher.nlist > 0
         )
         console.end()
-    facts = {"queries": source.name, "searched": label, "vectors": len(searcher), "k": k, "metric": metric}
+        facts = {"queries": source.name, "searched": label, "vectors": len(searcher), "k": k, "metric": metric}
     facts |= {"params": params.model_dump() if params else None, "output": target and str(target), "batch": size}
     _render(report, facts, console, as_json=json_, on_stdout=target != "-")
 
