@@ -55,15 +55,15 @@ def measure(bench: Bench, name: str, path: Path, xb: Bytes | None = None) -> Non
     if xb is None:
         for k in KS:
             for settings in bench.ladder(name, k, ({"nprobe": nprobe} for nprobe in NPROBE)):
-                _set(index, settings)
+                use(index, settings)
                 bench.ensure(name, k, settings, _search(index, k), _alone(index, k))
         return
-    name, refined = f"{name}, exact", _refined(index, xb)
+    name, refined = f"{name}, exact", with_vectors(index, xb)
     for k, counts in N_EXACT.items():
         for n_exact in counts:
             refined.k_factor = (n_exact + 0.01) / k  # Faiss rounds k · k_factor down
             for settings in bench.ladder(name, k, ({"n_exact": n_exact, "nprobe": nprobe} for nprobe in NPROBE)):
-                _set(index, settings)
+                use(index, settings)
                 bench.ensure(name, k, settings, _search(refined, k), _alone(refined, k))
 
 
@@ -89,7 +89,7 @@ def _train_on_all(index: Any, nt: int) -> None:
     quantizer.cp.min_points_per_centroid = 1
 
 
-def _refined(index: Any, xb: Bytes) -> Any:
+def with_vectors(index: Any, xb: Bytes) -> Any:
     """The index with exact distances to the original vectors, kept as bytes, as its last stage."""
     vectors = faiss.IndexScalarQuantizer(xb.shape[1], faiss.ScalarQuantizer.QT_8bit_direct)
     for start in range(0, len(xb), _ROWS):
@@ -97,7 +97,8 @@ def _refined(index: Any, xb: Bytes) -> Any:
     return faiss.IndexRefine(index, vectors)
 
 
-def _set(index: Any, settings: Settings) -> None:
+def use(index: Any, settings: Settings) -> None:
+    """Set what a search looks at."""
     index.nprobe, index.parallel_mode = settings["nprobe"], 0
     coarse = faiss.downcast_index(index.quantizer)
     if isinstance(coarse, faiss.IndexHNSW):

@@ -20,6 +20,8 @@ Array = NDArray[Any]
 
 # entries scored together before any of them is compared with the worst that is kept
 _BLOCK = 128
+# entries of a list that are asked for ahead, at most: more would be gone from the cache again
+_ASKED = 1024
 
 
 @njit(nogil=True, cache=True, inline="always")
@@ -194,9 +196,10 @@ def scan(
 
 @njit(nogil=True, cache=True)
 def _ask_for_list(index: Arrays, number: int) -> None:
-    """Ask for what a scan reads of a list; −1: of none."""
+    """Ask for what a scan reads of a list, or first reads of a long one; −1: of none."""
     if number >= 0:
-        first, last = index.offsets[number], index.offsets[number + 1]
+        first = index.offsets[number]
+        last = min(first + _ASKED, index.offsets[number + 1])
         fetch_rows(index.codes, first, last)
         fetch_rows(index.norms, first, last)
         fetch_rows(index.centroids, number, number + 1)
