@@ -244,6 +244,30 @@ def test_ids_that_are_no_integers_in_a_row_are_refused(index_store, codec, tmp_p
         Index.build(tmp_path, codec, index_store.codes("base"), pairwise=index_store.pairwise, ids=ids)
 
 
+def test_searches_go_on_while_the_index_changes(changing, codec, xq):
+    """Each sees all of the index as it was or all of it as it is."""
+    with Index.open(changing.index, model=codec) as index, ThreadPoolExecutor(2) as pool:
+        few, more = np.arange(5000), np.arange(20_000, 30_000)
+        states = [np.arange(10_000), few, np.append(few, more)]
+        going = True
+
+        def search() -> list[bool]:
+            kept = []
+            while going:
+                found = index.search(xq, 400, SearchConfig(nprobe=64, rerank="none"))[1]
+                kept.append(any(np.isin(found, state).all() for state in states))
+            return kept
+
+        searches = [pool.submit(search) for _ in range(2)]
+        for _ in range(3):
+            index.remove(np.arange(5000, 10_000))
+            index.add(changing.codes("base"), ids=more)
+            index.remove(more)
+        going = False
+        outcomes = [kept for future in searches for kept in future.result()]
+    assert outcomes and all(outcomes)
+
+
 def test_another_holder_changed_the_index(changing, codec, xq):
     """Places and ids stay of one generation, and only what a call removed is counted."""
     with Index.open(changing.index, model=codec) as held, Index.open(changing.index, model=codec) as other:
