@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from qinco_core.index.pairwise import AHEAD, add_rows, find_rows
 from qinco_core.index.prefetch import fetch_rows
-from qinco_core.index.select import any_below, keep_smallest
+from qinco_core.index.select import cut, room_for, take
 
 Array = NDArray[Any]
 
@@ -147,13 +147,12 @@ def scan(
         place_Qn: their entries, −1 there.
     """
     n = score_Qn.shape[1]
-    limit = n + n // 2 + 4  # so many candidates are kept before the worst of n is looked for again
-    score, place = np.empty(limit + _BLOCK + 1, np.float32), np.empty(limit + _BLOCK + 1, np.int64)
+    score, place = room_for(n, _BLOCK)
     block = np.empty(_BLOCK, np.float32)
     centroids, centroid_norms, offsets, codes, words, norms, ids = index
     M, bits, metric = look.M, look.bits, look.metric
     low, step = np.float32(look.low), np.float32(look.step)
-    mode, chosen_ids = chosen
+    mode = chosen.mode
     looks = lists_QP.ravel()
     for q in range(len(q_QD)):
         count, worst = 0, np.float32(np.inf)
@@ -174,22 +173,10 @@ def scan(
                 size = min(_BLOCK, end - first)
                 _look_up(table, codes, words, first, size, M, bits, block)
                 _finish(block[:size], base, length, step, norms[first : first + size], metric)
-                if count >= n and not any_below(block[:size], worst):
-                    continue
-                for i in range(size):
-                    # written first and counted after: no branch to mispredict
-                    score[count], place[count] = block[i], first + i
-                    fits = block[i] < worst
-                    if mode:
-                        fits = fits and _listed(ids[first + i], chosen_ids) == (mode == 1)
-                    count += fits
-                if count > limit:
-                    keep_smallest(score, place, count, n)
-                    count = n
-                    worst = score[:n].max()
-        if count > n:
-            keep_smallest(score, place, count, n)
-            count = n
+                if mode:
+                    _leave_out(block[:size], ids[first : first + size], chosen)
+                count, worst = take(block[:size], first, score, place, count, worst, n)
+        count = cut(score, place, count, n)
         score_Qn[q, :count], place_Qn[q, :count] = score[:count], place[:count]
         score_Qn[q, count:], place_Qn[q, count:] = np.inf, -1
 
@@ -286,6 +273,14 @@ def _finish(block: Array, base: Any, length: Any, step: Any, norms: Array, metri
         for i in range(len(block)):
             squared = length + step * np.float32(norms[i])
             block[i] = (block[i] + base) / np.sqrt(max(squared, np.float32(1e-12)))
+
+
+@njit(nogil=True, cache=True)
+def _leave_out(block: Array, ids: Array, chosen: Chosen) -> None:
+    """Infinity for scores of entries that may not be found."""
+    for i in range(len(block)):
+        if _listed(ids[i], chosen.ids) != (chosen.mode == 1):
+            block[i] = np.inf
 
 
 @njit(nogil=True, cache=True)

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from qinco_core.codec.workers import scratch
 from qinco_core.config import Metric
 from qinco_core.index.kmeans import Machine, assign, kmeans
-from qinco_core.index.select import any_below, keep_smallest, smallest, sort
+from qinco_core.index.select import cut, room_for, smallest, sort, take
 
 Array = NDArray[Any]
 
@@ -109,28 +109,16 @@ class Probe:
 def _nearest(score_QSX: Array, group_QS: Array, starts: Array, place_Qn: Array) -> None:
     """The n places with the smallest scores of every query's groups, ascending."""
     (Q, S, X), n = score_QSX.shape, place_Qn.shape[1]
-    limit = n + n // 2 + 4
-    score, place = np.empty(limit + X + 1, np.float32), np.empty(limit + X + 1, np.int64)
+    score, place = room_for(n, X)
     for q in range(Q):
         count, worst = 0, np.float32(np.inf)
         for s in range(S):
             g = group_QS[q, s]
             if g < 0:  # no number
                 break
-            first = starts[g]
-            block = score_QSX[q, s, : starts[g + 1] - first]
-            if not any_below(block, worst):
-                continue
-            for i in range(len(block)):
-                score[count], place[count] = block[i], first + i
-                count += block[i] < worst
-            if count > limit:
-                keep_smallest(score, place, count, n)
-                count = n
-                worst = score[:n].max()
-        if count > n:
-            keep_smallest(score, place, count, n)
-            count = n
+            block = score_QSX[q, s, : starts[g + 1] - starts[g]]
+            count, worst = take(block, starts[g], score, place, count, worst, n)
+        count = cut(score, place, count, n)
         sort(score, place, count)
         place_Qn[q, :count], place_Qn[q, count:] = place[:count], -1
 

@@ -64,6 +64,40 @@ def any_below(score: Array, worst: Any) -> bool:
 
 
 @njit(nogil=True, cache=True)
+def room_for(n: int, block: int) -> tuple[Array, Array]:
+    """Scores and places to `take` into: for n that are kept, and blocks of so many."""
+    size = n + n // 2 + 4 + block + 1
+    return np.empty(size, np.float32), np.empty(size, np.int64)
+
+
+@njit(nogil=True, cache=True)
+def take(block: Array, first: int, score: Array, place: Array, count: int, worst: Any, n: int) -> tuple[int, Any]:
+    """Put the scores of a block that are below `worst`, at the places from `first` on, behind the `count` there are.
+
+    When there are half as many again as n they are cut to the n smallest. Returns how many there are, and the worst
+    that is of use from now on.
+    """
+    if not any_below(block, worst):
+        return count, worst
+    for i in range(len(block)):
+        # written first and counted after: no branch to mispredict
+        score[count], place[count] = block[i], first + i
+        count += block[i] < worst
+    if count > n + n // 2 + 4:
+        keep_smallest(score, place, count, n)
+        return n, score[:n].max()
+    return count, worst
+
+
+@njit(nogil=True, cache=True)
+def cut(score: Array, place: Array, count: int, n: int) -> int:
+    """Cut what `take` has taken to the n smallest; returns how many there are."""
+    if count > n:
+        keep_smallest(score, place, count, n)
+    return min(count, n)
+
+
+@njit(nogil=True, cache=True)
 def _bound(row: Array, n: int, lane: Array) -> Any:
     """A bound just above the n smallest: the n-th of the minima of as many parts of the row as `lane` has places."""
     X, width = len(row), len(lane)
@@ -82,26 +116,14 @@ def _bound(row: Array, n: int, lane: Array) -> Any:
 def smallest(score_QX: Array, n: int, place_Qn: Array) -> None:
     """Where the n smallest of every row stand, ascending; −1 in place of those that are infinite or NaN."""
     Q, X = score_QX.shape
-    limit = n + n // 2 + 4
-    score, place = np.empty(limit + _BLOCK + 1, np.float32), np.empty(limit + _BLOCK + 1, np.int64)
+    score, place = room_for(n, _BLOCK)
     lane = np.empty(max(32, 2 * n), np.float32)
     for q in range(Q):
         row, count = score_QX[q], 0
         worst = _bound(row, n, lane)
         for first in range(0, X, _BLOCK):
-            block = min(_BLOCK, X - first)
-            if not any_below(row[first : first + block], worst):
-                continue
-            for x in range(first, first + block):
-                score[count], place[count] = row[x], x
-                count += row[x] < worst
-            if count > limit:
-                keep_smallest(score, place, count, n)
-                count = n
-                worst = score[:n].max()
-        if count > n:
-            keep_smallest(score, place, count, n)
-            count = n
+            count, worst = take(row[first : first + _BLOCK], first, score, place, count, worst, n)
+        count = cut(score, place, count, n)
         sort(score, place, count)
         place_Qn[q, :count], place_Qn[q, count:] = place[:count], -1
 
