@@ -135,6 +135,8 @@ def _faiss(
     found: dict[str, Search] = {}
     xb, k = base.read(0, len(base)), options.k
     for name, nprobes in _FAISS.items():
+        if name in options.without:
+            continue
         made = search_faiss.prepare(name, folder, files, options.bytes, 4096, store.centroids)
         index = faiss.read_index(str(made))
         refined = search_faiss.with_vectors(index, xb)
@@ -168,6 +170,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3, help="rounds (default %(default)s)")
     parser.add_argument("--alone", type=int, default=200, help="queries one at a time (default %(default)s)")
     parser.add_argument("--fast", action="store_true", help="leave out the plain cascade, which takes minutes")
+    parser.add_argument("--without", nargs="*", default=[], choices=_FAISS, help="indexes of Faiss to leave out")
     parser.add_argument("--output", type=Path, help="JSON to write (default benchmarks/results/...)")
     return parser.parse_args()
 

@@ -35,7 +35,7 @@ Array = NDArray[Any]
 
 METRICS: dict[str, int] = {"l2": 0, "ip": 1, "cosine": 2}
 # queries that one thread looks up together; candidates decoded together
-_QUERIES, _DECODED = 512, 2048
+_QUERIES, _DECODED = 512, 1024
 # original vectors in memory at a time
 _ORIGINAL_BYTES = 1 << 27
 # candidates that one thread decodes sooner than several, for which there is little work but much waiting
