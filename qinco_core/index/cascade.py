@@ -37,7 +37,7 @@ METRICS: dict[str, int] = {"l2": 0, "ip": 1, "cosine": 2}
 # queries that one thread looks up together; candidates decoded together
 _QUERIES, _DECODED = 512, 1024
 # original vectors in memory at a time
-_ORIGINAL_BYTES = 1 << 27
+_ORIGINAL_BYTES = 1 << 25
 # candidates that one thread decodes sooner than several, for which there is little work but much waiting
 _FEW = 128
 # entries that one query must look at for its lists to be shared between threads
