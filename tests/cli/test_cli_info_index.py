@@ -16,7 +16,12 @@ def test_what_an_index_is(index_store, name):
     facts = json.loads(done("info", index_store.root / name, "--json").out)
     assert (facts["kind"], facts["vectors"], facts["lists"]) == ("index", 10_000, 64)
     assert facts["bytes per vector"] == 4 + 4 + 1 + 1
-    assert facts["made from"] == ["model ../model.h5", "codes ../codes/base.h5", "pairwise ../pairwise.h5"]
+    assert facts["made from"] == [
+        "model ../model.h5",
+        "codes ../codes/base.h5",
+        "centroids ../centroids.h5",
+        "pairwise ../pairwise.h5",
+    ]
     assert facts["model"]["ivf_K"] == 64
     text = done("info", index_store.root / name).text
     assert "10,000" in text and "codes ../codes/base.h5" in text
