@@ -32,9 +32,10 @@ _LINKS = 32  # M of the graph: 2M links a centroid on the lowest level
 # with 100 and 200 the graph agreed slightly less often with the exact search, on real vectors
 _CONSTRUCTION = 40
 _ASSIGN_EF = 64
-# vectors looked up together, at least and at most (Faiss packs the centroids anew for each such chunk), and
-# centroids compared with them at a time
-_ROWS = {"cpu": (256, 1024), "cuda": (1 << 14, 1 << 14)}
+# vectors looked up together, and centroids compared with them at a time; Faiss has a quarter of its rate, or with
+# many centroids a twelfth, on chunks of fewer than 1,024 rows
+_ROWS = {"cpu": 1024, "cuda": 1 << 14}
+_GRAPH_ROWS = 64  # the same through the graph, where vectors share nothing
 _COLUMNS = 4096
 
 
@@ -79,6 +80,11 @@ class Coarse:
         """Where the exact search runs."""
         return self._plan.device
 
+    @property
+    def batch(self) -> int:
+        """The fewest vectors that give all threads work."""
+        return _ROWS[self.device.type] * self._plan.threads
+
     def nearest(self, x_ND: ArrayLike | Tensor, nprobe: int, ef: int = 0) -> Found:
         """The nprobe nearest centroids of each vector, nearest first.
 
@@ -97,9 +103,9 @@ class Coarse:
         """
         x = self._check(x_ND, nprobe, ef)
         if ef == 0:
-            return self._map(lambda rows: self._exact(rows, nprobe), x, nprobe, self._plan)
+            return self._map(lambda rows: self._exact(rows, nprobe), x, nprobe, self._plan, _ROWS[self.device.type])
         graph = self._hnsw()
-        return self._map(lambda rows: self._through(graph, rows, nprobe, ef), x, nprobe, self._host)
+        return self._map(lambda rows: self._through(graph, rows, nprobe, ef), x, nprobe, self._host, _GRAPH_ROWS)
 
     def assign(self, x_ND: ArrayLike | Tensor, method: Literal["exact", "hnsw"] = "exact") -> Lists:
         """The nearest centroid of each vector [N, D], int32 [N]; through the graph nearly always the nearest.
@@ -143,11 +149,11 @@ class Coarse:
             raise DimensionError(f"vectors of shape {x.shape} were given; the centroids have dimension {D}")
         return x
 
-    def _map(self, work: Callable[[Floats], Found], x: NDArray[Any], nprobe: int, where: Any) -> Found:
-        """`work` on chunks of rows, each with one thread."""
-        # chunks of a size that threads have no part in: they then have none in the rounding, so none in a k-means
-        fewest, most = _ROWS[where.device.type]
-        size = min(most, max(fewest, len(x) // 8))
+    def _map(self, work: Callable[[Floats], Found], x: NDArray[Any], nprobe: int, where: Any, size: int) -> Found:
+        """`work` on chunks of rows, each with one thread.
+
+        Threads have no part in the size of chunks: so they have none in the rounding, and none in a k-means.
+        """
         chunks = [x[at : at + size] for at in range(0, len(x), size)]
         parts = run_parallel(lambda chunk: work(_floats(chunk)), chunks, where)
         if not parts:

@@ -18,7 +18,7 @@ from qinco_core.progress import Progress, Silent
 
 Vectors = NDArray[Any]
 
-# comparisons and entries of a block: a second of work, and 64 MiB as float64
+# comparisons and entries of a block: a second of work of a thread, and 64 MiB as float64
 _BLOCK_PAIRS, _BLOCK_ENTRIES, _BLOCK_ROWS = 1 << 28, 1 << 23, 1 << 16
 
 
@@ -61,7 +61,7 @@ def assign(x_ND: Vectors, centroids_KD: Floats, machine: Machine) -> Assignment:
     (N, D), K = x_ND.shape, len(centroids_KD)
     coarse = Coarse(centroids_KD, threads=machine.threads, device=machine.device)
     device = coarse.device
-    size = max(256, min(_BLOCK_ROWS, _BLOCK_PAIRS // K, _BLOCK_ENTRIES // D))
+    size = max(coarse.batch, min(_BLOCK_ROWS, _BLOCK_PAIRS // K, _BLOCK_ENTRIES // D))
     lists_N, gaps_N = np.empty(N, np.int32), np.empty(N, np.float32)
     # sums in float64: a centroid may have millions of vectors
     sums_KD, error = torch.zeros(K, D, dtype=torch.float64, device=device), 0.0
@@ -71,14 +71,14 @@ def assign(x_ND: Vectors, centroids_KD: Floats, machine: Machine) -> Assignment:
         block = x_ND[at : at + size]
         lists, gaps = coarse.nearest(block, 1)
         lists_N[at : at + size], gaps_N[at : at + size] = lists[:, 0], gaps[:, 0]
-        error += float(gaps.sum(dtype=np.float64))
+        error += float(gaps.sum(dtype=np.float64))  # for the progress; its rounding depends on the block
         rows = torch.from_numpy(block).to(device, torch.float64)
         sums_KD.index_add_(0, torch.from_numpy(lists[:, 0]).to(device, torch.int64), rows)
         machine.progress.advance(len(block), mse=error / min(at + size, N))
     counts_K = np.bincount(lists_N, minlength=K)
     means_KD = (sums_KD.cpu().numpy() / np.maximum(counts_K, 1)[:, None]).astype(np.float32)
     means_KD[counts_K == 0] = centroids_KD[counts_K == 0]
-    return Assignment(lists_N, gaps_N, counts_K, means_KD, error / N)
+    return Assignment(lists_N, gaps_N, counts_K, means_KD, float(gaps_N.mean(dtype=np.float64)))
 
 
 def kmeans(x_ND: Vectors, K: int, iterations: int, rng: np.random.Generator, machine: Machine) -> tuple[Floats, int]:
