@@ -63,10 +63,10 @@ def _measure(files: common.Sift, codec: Codec, options: argparse.Namespace) -> l
         for tables in options.tables:
             config = FitConfig(tables=tables)
             if options.codes is None:
-                codes, seen, held = training_codes(codec, learn, None, config, Silent())
+                codes, seen, held = training_codes(codec, learn, None, config.rows(codec.config), Silent())
             else:
                 with open_codes(options.codes) as stored:
-                    codes, seen, held = training_codes(codec, learn, stored, config, Silent())
+                    codes, seen, held = training_codes(codec, learn, stored, config.rows(codec.config), Silent())
             started = time.perf_counter()
             found = fit_pairwise(codec, codes, seen, held, config, Silent())
             seconds = time.perf_counter() - started

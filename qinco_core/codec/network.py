@@ -125,7 +125,8 @@ class Network(nn.Module):
         Raises:
             ArtifactError: a tensor is missing, unknown or misshapen; the message names it.
         """
-        network = cls(config)
+        with torch.device("meta"):  # names and shapes alone: there is nothing to fill and copy over
+            network = cls(config)
         expected = network.state_dict()
         if wrong := sorted(expected.keys() ^ arrays.keys()):
             state = "missing" if wrong[0] in expected else "unknown"
@@ -133,5 +134,6 @@ class Network(nn.Module):
         for name, tensor in expected.items():
             if tuple(tensor.shape) != arrays[name].shape:
                 raise ArtifactError(f"tensor {name} has shape {arrays[name].shape}, not {tuple(tensor.shape)}")
-        network.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in arrays.items()})
+        tensors = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
+        network.load_state_dict(tensors, assign=True)
         return network.requires_grad_(False).eval()

@@ -26,6 +26,20 @@ _MOST_BYTES = 4 << 30
 _RIDGES = (0.1, 1.0, 3.0, 10.0, 30.0, 100.0, 1000.0)
 
 
+def check_equations(M: int, K: int) -> None:
+    """Check that the normal equations of M·K codewords can be kept.
+
+    Raises:
+        UsageError: they would take more than 4 GiB.
+    """
+    size = M * K
+    if 2 * 8 * size * size > _MOST_BYTES:
+        raise UsageError(
+            f"additive codebooks of M = {M} times K = {K} codewords need {16 * size * size / 2**30:.0f} GiB "
+            f"of normal equations, and {_MOST_BYTES >> 30} GiB is the limit; use a model with a smaller K"
+        )
+
+
 class NormalEquations:
     """Sums over codes and targets, from which the least-squares codebooks follow.
 
@@ -33,17 +47,9 @@ class NormalEquations:
     """
 
     def __init__(self, M: int, K: int, D: int) -> None:
-        """Start with nothing.
-
-        Raises:
-            UsageError: M·K is so large that the equations would take more than 4 GiB.
-        """
+        """Start with nothing; errors as of `check_equations`."""
+        check_equations(M, K)
         size = M * K
-        if 2 * 8 * size * size > _MOST_BYTES:
-            raise UsageError(
-                f"additive codebooks of M = {M} times K = {K} codewords need {16 * size * size / 2**30:.0f} GiB "
-                f"of normal equations, and {_MOST_BYTES >> 30} GiB is the limit; use a model with a smaller K"
-            )
         self.shape = M, K, D
         self._counts = np.zeros((size, size))
         self._sums = np.zeros((size, D))

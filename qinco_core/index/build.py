@@ -20,9 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qinco_core.api import Codec
-from qinco_core.errors import LineageError, UsageError
+from qinco_core.errors import UsageError
 from qinco_core.index import kernels
 from qinco_core.index.additive import additive_sums
+from qinco_core.index.found import contains
 from qinco_core.index.lists import Column, Entries
 from qinco_core.index.pairwise import Pairwise
 from qinco_core.store import CodeRows
@@ -51,6 +52,19 @@ class Scale:
         bits = 8 if (high - low) / 255 <= fine else 16
         return cls(low, (high - low) / (2**bits - 1), bits)
 
+    def spanning(self, other: Scale) -> Scale:
+        """Itself where the other's numbers fit, else one for both."""
+        low, high = min(self.low, other.low), max(self.high, other.high)
+        if (low, high) == (self.low, self.high):
+            return self
+        bits = max(self.bits, other.bits)
+        return Scale(low, (high - low) / (2**bits - 1), bits)
+
+    @property
+    def high(self) -> float:
+        """The largest number."""
+        return float(self.low + self.step * (2**self.bits - 1))
+
     @property
     def dtype(self) -> np.dtype[Any]:
         """Of what is stored."""
@@ -60,6 +74,10 @@ class Scale:
         """The nearest bits of each value."""
         most = 2**self.bits - 1
         return np.clip(np.rint((values - self.low) / (self.step or 1.0)), 0, most).astype(self.dtype)
+
+    def values(self, stored: Array) -> NDArray[np.float32]:
+        """What bits stand for."""
+        return np.float32(self.low) + np.float32(self.step) * stored.astype(np.float32)
 
 
 class Estimator:
@@ -137,12 +155,12 @@ class CodesSource:
 
     def heads(self) -> Iterator[tuple[Array, Array]]:
         """Lists and ids, by batches."""
-        for _, rows, ids in self._batches():
+        for rows, ids in self._batches():
             yield _lists(rows), ids
 
     def entries(self, first: int, last: int) -> Iterator[Entries]:
         """The entries of the lists first..last - 1."""
-        for _, rows, ids in self._batches():
+        for rows, ids in self._batches():
             lists = _lists(rows)
             wanted = (lists >= first) & (lists < last)
             if not wanted.all():
@@ -152,7 +170,7 @@ class CodesSource:
                 norms = {look: self._scales[look].quantize(v) for look, v in self._estimator.norms(rows).items()}
                 yield Entries(lists, ids, {"codes": rows.codes, **norms})
 
-    def _batches(self) -> Iterator[tuple[int, CodeRows, Array]]:
+    def _batches(self) -> Iterator[tuple[CodeRows, Array]]:
         row = 0
         for rows in self._codes.batches(_ROWS):
             n = len(rows.codes)
@@ -162,17 +180,28 @@ class CodesSource:
                 ids = rows.ids
             else:
                 ids = np.arange(self._first + row, self._first + row + n)
-            yield row, rows, ids
+            yield rows, ids
             row += n
 
 
 class IndexSource:
-    """The entries that an index has already, without some ids."""
+    """The entries that an index has already, without some ids (sorted)."""
 
-    def __init__(self, index: StoredIndex, without: Array | None = None) -> None:
+    def __init__(self, index: StoredIndex, without: NDArray[np.int64] | None = None) -> None:
         self._index = index
         self._offsets = index.arrays["offsets"]
-        self._without = None if without is None else np.unique(without.astype(np.int64))
+        self._without = np.empty(0, np.int64) if without is None else without
+        self._stored = {look: Scale(**scale) for look, scale in index.config["scales"].items()}
+        self._scales = self._stored
+
+    @property
+    def scales(self) -> dict[str, Scale]:
+        """How the residual norms are stored."""
+        return self._stored
+
+    def use(self, scales: dict[str, Scale]) -> None:
+        """Store residual norms by these scales from now on."""
+        self._scales = scales
 
     def heads(self) -> Iterator[tuple[Array, Array]]:
         """Lists and ids, by batches."""
@@ -181,7 +210,11 @@ class IndexSource:
 
     def entries(self, first: int, last: int) -> Iterator[Entries]:
         """The entries of the lists first..last - 1."""
-        yield from self._batches(first, last, [name for name in self._index.flat if name != "ids"])
+        for batch in self._batches(first, last, [name for name in self._index.flat if name != "ids"]):
+            for look, scale in self._scales.items():
+                if scale != self._stored[look]:
+                    batch.columns[look] = scale.quantize(self._stored[look].values(batch.columns[look]))
+            yield batch
 
     def _batches(self, first: int, last: int, names: Any) -> Iterator[Entries]:
         flat, end = self._index.flat, int(self._offsets[last])
@@ -190,20 +223,8 @@ class IndexSource:
             lists = (np.searchsorted(self._offsets, np.arange(rows.start, rows.stop), "right") - 1).astype(np.int32)
             ids = flat["ids"][rows].astype(np.int64)
             columns = {name: flat[name][rows] for name in names}
-            if self._without is not None:
-                kept = ~np.isin(ids, self._without)
+            if len(self._without):
+                kept = ~contains(self._without, ids)
                 lists, ids = lists[kept], ids[kept]
                 columns = {name: values[kept] for name, values in columns.items()}
             yield Entries(lists, ids, columns)
-
-
-def check_codes(codes: CodesFile, codec: Codec) -> None:
-    """Check that codes are of this model.
-
-    Raises:
-        LineageError: they are of another, or the model was never saved.
-    """
-    if codec.header is None or codes.spec.model != codec.header.fingerprint:
-        raise LineageError(
-            f"{codes.path} was made by the model {codes.spec.model}, not by this one; use that model, or encode again"
-        )

@@ -92,7 +92,11 @@ class Cascade:
         M, K, D = arrays["additive"].shape
         self._M, self._K, self._bits = M, K, K.bit_length() - 1
         dtype = engine.plan.dtype if engine.plan.device.type == "cpu" else torch.float32
-        self._additive = torch.from_numpy(arrays["additive"].reshape(M * K, D)).to(dtype)
+        additive = torch.from_numpy(arrays["additive"].reshape(M * K, D))
+        self._additive = additive.to(dtype)
+        # tables are made of q − mean, which rounds less than q, and this is what the mean adds to them
+        self._mean = self._centroids.mean(0)
+        self._of_mean = additive @ torch.from_numpy(-2 * self._mean)
         self._probe = Probe(self._centroids, arrays.get("groups"), dtype)
 
     @property
@@ -104,6 +108,8 @@ class Cascade:
     def _coarse(self) -> Coarse:
         """The graph of the centroids, with Faiss, for searches that ask for it."""
         graph = self.stored.file("coarse") if "coarse" in self.stored.config["files"] else None
+        if graph is not None and not graph.is_file():  # the index on the disk is another one by now
+            graph = None
         return Coarse(self._centroids, threads=self._host.threads, device="cpu", hnsw_path=graph)
 
     def run(
@@ -174,11 +180,12 @@ class Cascade:
     def _scan_rows(
         self, q: Array, lists: Array, metric: Metric, chosen: kernels.Chosen, score: Array, place: Array
     ) -> None:
-        scaled = torch.from_numpy(q * np.float32(-2 if metric == "l2" else -1)).to(self._additive.dtype)
+        scaled = torch.from_numpy(-2 * (q - self._mean) if metric == "l2" else -q).to(self._additive.dtype)
         shape = len(q), len(self._additive)
-        table = torch.mm(scaled, self._additive.T, out=scratch("products", shape, scaled.dtype))
-        if table.dtype != torch.float32:
-            table = scratch("table", shape).copy_(table)
+        products = torch.mm(scaled, self._additive.T, out=scratch("products", shape, scaled.dtype))
+        table = products if products.dtype == torch.float32 else scratch("table", shape).copy_(products)
+        if metric == "l2":
+            table += self._of_mean
         lists = np.ascontiguousarray(lists)
         kernels.scan(q, table.numpy(), lists, self._arrays, self._look(metric), chosen, score, place)
 

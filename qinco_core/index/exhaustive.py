@@ -10,14 +10,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from qinco_core.api import Codec
 from qinco_core.config import Metric, SearchConfig
 from qinco_core.errors import UsageError
-from qinco_core.index.found import Found, Stage, check_queries
-from qinco_core.store import CodeRows, CodesFile, Header, check_lineage
+from qinco_core.index.found import Found, Stage, check_queries, chosen_ids, is_chosen
+from qinco_core.index.kernels import Chosen
+from qinco_core.jobs import check_codes
+from qinco_core.store import CodeRows, CodesFile, Header
 from qinco_core.vectors import VectorFile
 
 _ROWS = 1 << 14  # codes decoded at a time
@@ -49,9 +51,7 @@ class Exhaustive:
         Raises:
             LineageError: another model made them.
         """
-        if codec.header is None:
-            raise UsageError("save the model first: codes name the model that made them")
-        check_lineage(codes.spec, codec.header, codes=codes.path)
+        check_codes(codec, codes.spec, str(codes.path))
         self.dim = codec.config.D
         self._codec = codec
         self._codes = codes
@@ -79,9 +79,10 @@ class Exhaustive:
         params: SearchConfig | None = None,
         *,
         metric: Metric = "l2",
-        allow: Ids | None = None,
-        deny: Ids | None = None,
+        allow: ArrayLike | Chosen | None = None,
+        deny: ArrayLike | None = None,
         originals: VectorFile | None = None,
+        ranked: bool = True,
     ) -> Found:
         """Compare queries with every decoded vector; equal distances in the order of the codes.
 
@@ -90,9 +91,10 @@ class Exhaustive:
             k: results a query.
             params: must be None: there are no parameters.
             metric: "l2" (squared, ascending), "ip" or "cosine" (descending).
-            allow: the only ids to find, if given.
+            allow: the only ids to find, if given; or what `found.chosen_ids` made of both lists.
             deny: ids not to find.
             originals: must be None.
+            ranked: of no effect: there is one stage.
 
         Returns:
             Distances float32 and ids int64, [nq, k], ids −1 where there are fewer than k, after the one stage "qinco".
@@ -100,7 +102,8 @@ class Exhaustive:
         Raises:
             ArtifactError: a chunk of the codes is corrupted.
             DimensionError: the queries do not have dimension D.
-            UsageError: k is below 1 or above the number of codes, or parameters of an index are given.
+            UsageError: k is below 1 or above the number of codes, or parameters of an index are given, or an id of
+                the codes is negative.
             VectorFileError: a query holds NaN or infinity.
         """
         if params is not None or originals is not None:
@@ -110,12 +113,16 @@ class Exhaustive:
         q = self._prepare(torch.from_numpy(queries).to(self._mean.device), metric)
         best = torch.full((len(q), k), _WORST, device=q.device)  # keys that sort as distances do
         ids = torch.full_like(best, -1)
-        wanted, unwanted = (None if part is None else np.unique(part) for part in (allow, deny))
+        chosen = chosen_ids(allow, deny)
         row = 0
         for rows in self._codes.batches(_ROWS):
             numbers = np.arange(row, row + len(rows.codes)) if rows.ids is None else rows.ids.astype(np.int64)
             row += len(numbers)
-            keep = _kept(numbers, wanted, unwanted)
+            if numbers.min() < 0:
+                raise UsageError(
+                    f"{self._codes.path} has the id {numbers.min()}: -1 means a missing result; encode again"
+                )
+            keep = is_chosen(numbers, chosen)
             if keep.any():
                 x = self._prepare(self._decode(rows, keep), metric)
                 _merge(best, ids, q, x, torch.from_numpy(numbers[keep]).to(q.device), metric)
@@ -134,19 +141,6 @@ class Exhaustive:
         if metric == "l2":
             return v - self._mean  # the same distances, of smaller norms, which float32 holds better
         return torch.nn.functional.normalize(v) if metric == "cosine" else v
-
-
-def _kept(ids: Ids, allow: Ids | None, deny: Ids | None) -> NDArray[np.bool_]:
-    """Which ids may be found; both lists sorted."""
-    keep = np.ones(len(ids), np.bool_) if allow is None else _contains(allow, ids)
-    return keep if deny is None else keep & ~_contains(deny, ids)
-
-
-def _contains(members: Ids, ids: Ids) -> NDArray[np.bool_]:
-    if not len(members):
-        return np.zeros(len(ids), np.bool_)
-    place = np.searchsorted(members, ids)
-    return np.asarray(members[np.minimum(place, len(members) - 1)] == ids)
 
 
 def _merge(best: Tensor, best_ids: Tensor, q: Tensor, x: Tensor, ids: Tensor, metric: Metric) -> None:

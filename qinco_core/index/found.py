@@ -22,7 +22,7 @@ class Stage:
     Attributes:
         name: "scan", "pairwise", "qinco" or "exact".
         seconds: spent in it.
-        ids: the ranking after it, int64 [nq, k], -1 where a result is missing.
+        ids: the ranking after it, int64 [nq, k], -1 where a result is missing; empty [0, k] if nobody asked for it.
     """
 
     name: str
@@ -69,17 +69,34 @@ def check_queries(xq: NDArray[Any], k: int, *, dim: int, count: int) -> NDArray[
     return queries
 
 
-def chosen_ids(allow: ArrayLike | None, deny: ArrayLike | None) -> Chosen:
+def chosen_ids(allow: ArrayLike | Chosen | None, deny: ArrayLike | None) -> Chosen:
     """What `allow` and `deny` ask for; with both, what is allowed and not denied.
+
+    Long lists are sorted here, so that many searches for the same ids may do it once and give the result as `allow`.
 
     Raises:
         UsageError: one is no row of integers.
     """
+    if isinstance(allow, Chosen):
+        return allow
     allowed = None if allow is None else sorted_ids(allow, "allow")
     denied = None if deny is None else sorted_ids(deny, "deny")
     if allowed is None:
         return Chosen(0, np.empty(0, np.int64)) if denied is None else Chosen(2, denied)
     return Chosen(1, allowed if denied is None else np.setdiff1d(allowed, denied))
+
+
+def is_chosen(ids: NDArray[Any], chosen: Chosen) -> NDArray[np.bool_]:
+    """Which ids may be found."""
+    return np.ones(len(ids), np.bool_) if chosen.mode == 0 else contains(chosen.ids, ids) == (chosen.mode == 1)
+
+
+def contains(members: NDArray[np.int64], ids: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which ids are among the members, which are sorted."""
+    if not len(members):
+        return np.zeros(len(ids), np.bool_)
+    place = np.searchsorted(members, ids)
+    return np.asarray(members[np.minimum(place, len(members) - 1)] == ids)
 
 
 def sorted_ids(given: ArrayLike, purpose: str) -> NDArray[np.int64]:

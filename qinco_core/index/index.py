@@ -17,14 +17,16 @@ from qinco_core.api import Codec
 from qinco_core.config import Metric, ModelConfig, SearchConfig
 from qinco_core.errors import DimensionError, LineageError, UsageError
 from qinco_core.index import tune
-from qinco_core.index.build import CodesSource, IndexSource, check_codes
+from qinco_core.index.build import CodesSource, IndexSource
 from qinco_core.index.cascade import METRICS, Candidates, Cascade
 from qinco_core.index.faiss_export import export_faiss
 from qinco_core.index.found import Found, Stage, check_queries, chosen_ids, sorted_ids
+from qinco_core.index.kernels import Chosen
 from qinco_core.index.pairwise import Pairwise
 from qinco_core.index.pairwise_fit import FitConfig
 from qinco_core.index.rewrite import Origin, Writer, centroids_of, identity, needed, origins, unchanged
 from qinco_core.index.training_codes import fit_to_vectors
+from qinco_core.jobs import check_codes
 from qinco_core.progress import Progress, Silent
 from qinco_core.store import Header, open_codes
 from qinco_core.store.index import StoredIndex, load_index, locked, save_manifest
@@ -100,7 +102,7 @@ class Index:
         codec = codec if isinstance(codec, Codec) else Codec.load(codec)
         folder = Path(path)
         with locked(folder, new=True, force=force), open_codes(codes) as file:
-            check_codes(file, codec)
+            check_codes(codec, file.spec, str(file.path))
             decoder = None if pairwise is None else _load_pairwise(pairwise, codec)
             if decoder is not None:
                 additive = decoder.additive_MKD
@@ -282,7 +284,8 @@ class Index:
             UsageError: a parameter is wrong.
             VectorFileError: a query holds NaN or infinity.
         """
-        found = self._search(xq, k, params, metric, allow, deny, originals, stages=False)
+        limits = {"allow": allow, "deny": deny}
+        found = self.search_stages(xq, k, params, metric=metric, originals=originals, ranked=False, **limits)
         return found.distances, found.ids
 
     def search_stages(
@@ -292,25 +295,15 @@ class Index:
         params: SearchConfig | None = None,
         *,
         metric: Metric = "l2",
-        allow: ArrayLike | None = None,
+        allow: ArrayLike | Chosen | None = None,
         deny: ArrayLike | None = None,
         originals: VectorFile | None = None,
+        ranked: bool = True,
     ) -> Found:
-        """`search`, with the ranking and the time of every stage."""
-        return self._search(xq, k, params, metric, allow, deny, originals, stages=True)
+        """`search`, with the time of every stage and, if `ranked`, its ranking.
 
-    def _search(
-        self,
-        xq: NDArray[Any],
-        k: int,
-        params: SearchConfig | None,
-        metric: Metric,
-        allow: ArrayLike | None,
-        deny: ArrayLike | None,
-        originals: VectorFile | None,
-        *,
-        stages: bool,
-    ) -> Found:
+        For many searches for the same ids `found.chosen_ids` sorts them once; its result goes in as `allow`.
+        """
         cascade = self._cascade
         ids, nlist = cascade.ids, len(cascade.stored.arrays["offsets"]) - 1
         params = params or SearchConfig(nprobe=min(16, nlist))
@@ -323,8 +316,8 @@ class Index:
 
         def see(name: str, spent: float, candidates: Candidates) -> None:
             seconds[name] = seconds.get(name, 0.0) + spent
-            if stages:
-                rankings.setdefault(name, []).append(_ids(ids, candidates.best(k)[1]))
+            ranking = _ids(ids, candidates.best(k)[1]) if ranked else np.empty((0, k), np.int64)
+            rankings.setdefault(name, []).append(ranking)
 
         for at in range(0, len(q), _QUERIES):
             rows = slice(at, at + _QUERIES)
@@ -377,13 +370,17 @@ class Index:
             UsageError: ids do not fit.
         """
         with locked(self.folder, new=False, force=False), open_codes(codes) as file:
-            check_codes(file, self.codec)
+            check_codes(self.codec, file.spec, str(file.path))
             stored = self._reload()
             writer = Writer(self.folder, self.codec, stored.arrays["additive"], self._pairwise, memory)
-            source = CodesSource(file, writer.estimator, ids, stored.config["max_id"] + 1)
-            source.use(writer.scales(stored, source))
+            there, more = IndexSource(stored), CodesSource(file, writer.estimator, ids, stored.config["max_id"] + 1)
+            scales = more.scales()
+            if len(stored.flat["ids"]):  # by one scale, which holds the norms of both
+                scales = {look: scale.spanning(scales[look]) for look, scale in there.scales.items()}
+            for source in (there, more):
+                source.use(scales)
             made_from = [(identity(file.header), file.path)]
-            writer.rewrite(stored, [IndexSource(stored), source], made_from, progress or Silent())
+            writer.rewrite(stored, [there, more], scales, made_from, progress or Silent())
             self._use(load_index(self.folder))
 
     def remove(self, ids: ArrayLike, *, memory: int = 1 << 30, progress: Progress | None = None) -> int:
@@ -391,11 +388,13 @@ class Index:
         unwanted = sorted_ids(ids, "remove")
         with locked(self.folder, new=False, force=False):
             stored = self._reload()
-            writer = Writer(self.folder, self.codec, stored.arrays["additive"], self._pairwise, memory)
-            writer.rewrite(stored, [IndexSource(stored, unwanted)], [], progress or Silent())
-            left = load_index(self.folder)
-            self._use(left)
-        return len(stored.flat["ids"]) - len(left.flat["ids"])
+            there = IndexSource(stored, unwanted)
+            left = sum(len(ids) for _, ids in there.heads())
+            if left < len(stored.flat["ids"]):
+                writer = Writer(self.folder, self.codec, stored.arrays["additive"], self._pairwise, memory)
+                writer.rewrite(stored, [there], there.scales, [], progress or Silent())
+            self._use(load_index(self.folder))
+        return len(stored.flat["ids"]) - left
 
     def _reload(self) -> StoredIndex:
         """The index as it is now, to go on from.

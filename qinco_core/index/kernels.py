@@ -134,7 +134,8 @@ def scan(
     """The first look (method §8.7): the n best entries of the probed lists of every query.
 
     Scores, the smaller the better, are squared distances ‖q − c‖² + Σ table + r, with r the entry's residual norm; or
-    negative inner products Σ table − ⟨q, c⟩; or these divided by the length √(‖c‖² + r).
+    negative inner products Σ table − ⟨q, c⟩; or these divided by the length √(‖c‖² + r). ‖q − c‖² is computed as it
+    stands: far from the origin ‖q‖² and ‖c‖² have no digits left for it.
 
     Args:
         q_QD: queries, float32.
@@ -158,16 +159,14 @@ def scan(
         count, worst = 0, np.float32(np.inf)
         query, table = q_QD[q], table_QX[q]
         fetch_rows(table_QX, q + 1, min(q + 2, len(table_QX)))
-        q_norm = dot(query, query)
         for p in range(lists_QP.shape[1]):
             number = lists_QP[q, p]
             if number < 0:
                 continue
             next_look = q * lists_QP.shape[1] + p + 1
             _ask_for_list(index, looks[next_look] if next_look < len(looks) else -1)
-            inner = dot(query, centroids[number])
             length = centroid_norms[number] + low
-            base = q_norm + length - np.float32(2) * inner if metric == 0 else -inner
+            base = _gap(query, centroids[number]) + low if metric == 0 else -dot(query, centroids[number])
             end = offsets[number + 1]
             for first in range(offsets[number], end, _BLOCK):
                 size = min(_BLOCK, end - first)
@@ -296,6 +295,15 @@ def dot(a: Array, b: Array) -> Any:
     total = np.float32(0)
     for d in range(len(a)):
         total += a[d] * np.float32(b[d])
+    return total
+
+
+@njit(nogil=True, cache=True, fastmath={"reassoc", "nsz", "contract"})
+def _gap(a: Array, b: Array) -> Any:
+    """‖a − b‖² of float32 vectors."""
+    total = np.float32(0)
+    for d in range(len(a)):
+        total += (a[d] - b[d]) * (a[d] - b[d])
     return total
 
 

@@ -1,7 +1,8 @@
 """Entries sorted into lists by counting, in bounded memory.
 
 The first pass over the sources counts; then every pass takes as many lists as fit in memory, puts their entries in
-order, and appends them to the flat arrays of `store.index`. Shapes: n entries of a batch, W bytes of a packed code.
+order, and appends them to the flat arrays of `store.index`. One list by itself is in order as it comes.
+Shapes: n entries of a batch, W bytes of a packed code.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from qinco_core.store.index import FlatWriter
 Array = NDArray[Any]
 # the fewest entries a pass sorts, so that a tiny budget still comes to an end
 _FEWEST = 1 << 16
+_CHANGED = "the codes changed while the index was built: build it again"
 
 
 class Entries(NamedTuple):
@@ -111,9 +113,10 @@ def write_lists(
         for writer in writers.values():
             stack.enter_context(writer)
         for first, last in ranges(counts, max(_FEWEST, memory // (2 * row_bytes))):
-            sorted_columns = _sort_pass(sources, counts, columns, first, last, progress)
-            for n, writer in writers.items():
-                writer.append(sorted_columns[n])
+            one = last - first == 1
+            for part in (_one_list if one else _sorted_lists)(sources, counts, columns, first, last, progress):
+                for n, writer in writers.items():
+                    writer.append(part[n])
     progress.end()
     return {n: writer.entry for n, writer in writers.items()}
 
@@ -130,15 +133,36 @@ def ranges(counts: Array, most: int) -> list[tuple[int, int]]:
     return found
 
 
-def _sort_pass(
+def _one_list(
     sources: Sequence[EntrySource],
     counts: Array,
     columns: dict[str, Column],
     first: int,
     last: int,
     progress: Progress,
-) -> dict[str, Array]:
-    """The entries of the lists first..last - 1 in the order of their lists."""
+) -> Iterator[dict[str, Array]]:
+    """The entries of one list, batch by batch."""
+    left = int(counts[first])
+    for source in sources:
+        for batch in source.entries(first, last):
+            left -= len(batch.lists)
+            if left < 0:
+                raise ArtifactError(_CHANGED)
+            yield batch.columns | {"ids": batch.ids}
+            progress.advance(len(batch.lists))
+    if left:
+        raise ArtifactError(_CHANGED)
+
+
+def _sorted_lists(
+    sources: Sequence[EntrySource],
+    counts: Array,
+    columns: dict[str, Column],
+    first: int,
+    last: int,
+    progress: Progress,
+) -> Iterator[dict[str, Array]]:
+    """The entries of the lists first..last - 1 in the order of their lists, at once."""
     ends = np.cumsum(counts[first:last])
     total = int(ends[-1])
     out = {n: np.empty((total, *c.shape), c.dtype) for n, c in columns.items()}
@@ -147,13 +171,13 @@ def _sort_pass(
         for batch in source.entries(first, last):
             place = np.empty(len(batch.lists), np.int64)
             if not _take_places(batch.lists, first, free, ends, place):
-                raise ArtifactError("the codes changed while the index was built: build it again")
+                raise ArtifactError(_CHANGED)
             for n, rows in (batch.columns | {"ids": batch.ids}).items():
                 out[n][place] = rows
             progress.advance(len(place))
     if not np.array_equal(free, ends):
-        raise ArtifactError("the codes changed while the index was built: build it again")
-    return out
+        raise ArtifactError(_CHANGED)
+    yield out
 
 
 @njit(nogil=True, cache=True)

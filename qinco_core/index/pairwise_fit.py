@@ -27,6 +27,7 @@ from qinco_core.index.additive import (
     NormalEquations,
     additive_sums,
     best_codebooks,
+    check_equations,
     mean_square,
     sum_by_row,
     take_away,
@@ -66,13 +67,13 @@ class FitConfig(Frozen):
         """Tables in all: `tables` per step, as far as there are pairs and 16 bits hold a sum of their rows."""
         return min(self.tables * model.M, MOST_TABLES, len(pairs_of(model.M, BOOKS if model.ivf_K else 0)))
 
-    def rows(self, model: ModelConfig, n: int) -> int:
-        """Codes of the sample where there are n training codes.
+    def rows(self, model: ModelConfig) -> int:
+        """Codes of the sample.
 
         As many as `sample` says, but no more than fill 512 MiB with residuals, nor than tables of this size need.
         """
-        enough = 64 * model.K**2 if self.tables else 1024 * model.K
-        return max(1, min(self.sample, _MOST_SAMPLE_BYTES // (4 * model.D), max(n, enough)))
+        enough = max(1024 * model.K, 64 * model.K**2 if self.tables else 0)
+        return max(1, min(self.sample, _MOST_SAMPLE_BYTES // (4 * model.D), enough))
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ def check_fit(codec: Codec, config: FitConfig) -> None:
         UsageError: they would be too large; the message says what to do.
     """
     c = codec.config
+    check_equations(c.M, c.K)
     size = 5 * config.count(c) * c.K**2 * c.D
     if size > _MOST_TABLE_BYTES:
         raise UsageError(
@@ -153,7 +155,7 @@ class _Fit:
         self.codec, self.config, self.plan, self.progress = codec, config, codec.plan, progress
         self.rng = np.random.default_rng(config.seed)
         self.ridge, self.shrinkages = 0.0, list[float]()
-        size = config.rows(codec.config, len(codes))
+        size = config.rows(codec.config)
         if len(codes) > size:
             codes = codes[np.sort(self.rng.choice(len(codes), size, replace=False))]
         self.real = len(codes)

@@ -31,6 +31,7 @@ _GROUPS_FROM = 1024
 # a query looks at so many groups, and at as many more as have so many times nprobe centroids
 _FEWEST, _TIMES = 16, 8
 _ITERATIONS, _PER_GROUP = 8, 64
+_ENTRIES = 1 << 22  # scores in memory at a time
 
 
 def group_centroids(centroids_LD: Array, threads: int) -> NDArray[np.int32]:
@@ -75,17 +76,24 @@ class Probe:
             return np.broadcast_to(np.arange(L, dtype=np.int32), (len(q_QD), L))
         place = np.empty((len(q_QD), nprobe), np.int64)
         looked = _FEWEST + _TIMES * nprobe * G // L
-        if metric == "l2" and 2 * looked <= G:
-            q = q_QD - self._mean
-            score = F.linear(torch.from_numpy(-q), self._groups, self._group_half_norms)
-            group_QS = np.empty((len(q), looked), np.int64)
-            smallest(score.numpy(), looked, group_QS)
-            score_QSX = scratch("groups", (len(q), looked, self._widest)).numpy()
-            _compare(q, group_QS, self._starts, self._table, self._half_norms, score_QSX)
-            _nearest(score_QSX, group_QS, self._starts, place)
-        else:
-            smallest(self._scores(q_QD, metric).float().numpy(), nprobe, place)
+        grouped = metric == "l2" and 2 * looked <= G
+        size = max(1, _ENTRIES // (looked * self._widest if grouped else L))
+        for at in range(0, len(q_QD), size):
+            rows = slice(at, at + size)
+            if grouped:
+                self._by_groups(q_QD[rows] - self._mean, looked, place[rows])
+            else:
+                smallest(self._scores(q_QD[rows], metric).float().numpy(), nprobe, place[rows])
         return np.where(place < 0, -1, self._order[place]).astype(np.int32)
+
+    def _by_groups(self, q_QD: Array, looked: int, place_Qn: Array) -> None:
+        """The best places out of so many groups; queries about the mean."""
+        score = F.linear(torch.from_numpy(-q_QD), self._groups, self._group_half_norms)
+        group_QS = np.empty((len(q_QD), looked), np.int64)
+        smallest(score.numpy(), looked, group_QS)
+        score_QSX = scratch("groups", (len(q_QD), looked, self._widest)).numpy()
+        _compare(q_QD, group_QS, self._starts, self._table, self._half_norms, score_QSX)
+        _nearest(score_QSX, group_QS, self._starts, place_Qn)
 
     def _scores(self, q_QD: Array, metric: Metric) -> torch.Tensor:
         """Of all centroids, the best ones' the smallest: ‖c‖²/2 − ⟨q, c⟩, or −⟨q, c⟩, or −⟨q, c⟩ / ‖c‖."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from qinco_core.api import Codec
 from qinco_core.errors import ArtifactError, InputNotFoundError, LineageError
-from qinco_core.index.build import CodesSource, Estimator, Scale
+from qinco_core.index.build import Estimator, Scale
 from qinco_core.index.coarse import Coarse
 from qinco_core.index.lists import EntrySource, count_lists, write_lists
 from qinco_core.index.pairwise import Pairwise
@@ -67,23 +67,20 @@ class Writer:
         return {"coarse": file_entry(graph)}
 
     def rewrite(
-        self, stored: StoredIndex, sources: Sequence[EntrySource], more: Sequence[Origin], progress: Progress
+        self,
+        stored: StoredIndex,
+        sources: Sequence[EntrySource],
+        scales: dict[str, Scale],
+        more: Sequence[Origin],
+        progress: Progress,
     ) -> Header:
         """Write the next generation of an index from these sources; operating points are dropped."""
-        fields = dict(stored.config)
+        fields = stored.config | {"scales": {look: asdict(scale) for look, scale in scales.items()}}
         fields["sources"] = fields["sources"] + [_recorded(parent, path, self._folder) for parent, path in more]
         arrays = {name: array for name, array in stored.arrays.items() if name != "offsets"}
         parents = stored.header.parents + tuple(parent for parent, _ in more)
         with _nothing_left_of_failure(self._folder):
             return self._write(sources, fields, arrays, stored.generation + 1, parents, progress)
-
-    def scales(self, stored: StoredIndex, source: CodesSource) -> dict[str, Scale]:
-        """How residual norms of more codes are stored: as those that are there, or if there are none as suits these."""
-        if len(stored.flat["ids"]):
-            return {look: Scale(**scale) for look, scale in stored.config["scales"].items()}
-        scales = source.scales()
-        stored.config["scales"] = {look: asdict(scale) for look, scale in scales.items()}
-        return scales
 
     def _write(
         self,

@@ -18,8 +18,8 @@ from qinco_core.errors import DimensionError, LineageError, UsageError
 from qinco_core.index.additive import sum_by_row
 from qinco_core.index.pairwise import Pairwise
 from qinco_core.index.pairwise_fit import FitConfig, Part, check_fit, fit_pairwise
+from qinco_core.jobs import check_codes
 from qinco_core.progress import Progress
-from qinco_core.store import check_lineage
 from qinco_core.store.codes import CodesFile
 from qinco_core.vectors import VectorFile
 
@@ -53,24 +53,26 @@ def fit_to_vectors(
             from a code, so they are fitted to these first of all, and never to their vectors.
     """
     check_fit(codec, config)
-    known, seen, held = training_codes(codec, vectors, codes, config, progress)
-    if base is not None:
-        known = np.concatenate([base_codes(codec, base, config), known])
-        known = known[: config.rows(codec.config, len(known))]
+    most = config.rows(codec.config)
+    searched = None if base is None else base_codes(codec, base, config)
+    wanted = most if searched is None else max(_SEEN, most - len(searched))
+    known, seen, held = training_codes(codec, vectors, codes, wanted, progress)
+    if searched is not None:
+        known = np.concatenate([searched, known])[:most]
     return fit_pairwise(codec, known, seen, held, config, progress)
 
 
 def training_codes(
-    codec: Codec, vectors: VectorFile, codes: CodesFile | None, config: FitConfig, progress: Progress
+    codec: Codec, vectors: VectorFile, codes: CodesFile | None, most: int, progress: Progress
 ) -> tuple[Array, Part, Part]:
-    """The codes to fit decoders to, of as many vectors as are of use, evenly out of the file.
+    """The codes to fit decoders to, of at most so many vectors, evenly out of the file.
 
     Args:
         codec: the model.
         vectors: the training vectors. The last 10,000, or a tenth if that is less, are set apart, which are the
             ones that the model's own training set apart if it was of the same file.
         codes: their codes, row by row; None: they are encoded here.
-        config: how the decoders will be fitted.
+        most: beside those that are set apart.
         progress: told of the encoding.
 
     Returns:
@@ -92,7 +94,7 @@ def training_codes(
     if codes is not None:
         check_training_codes(codec, vectors, codes)
     n = N - validation_size(None, N)
-    rows = even(n, config.rows(codec.config, n))
+    rows = even(n, most)
     found = _codes(codec, vectors, codes, np.concatenate([rows, np.arange(n, N)]), progress)
     seen = even(len(rows), _SEEN)
     return (
@@ -108,9 +110,7 @@ def check_training_codes(codec: Codec, vectors: VectorFile, codes: CodesFile) ->
     Raises:
         LineageError: they are not.
     """
-    if codec.header is None:
-        raise UsageError("save the model first: codes name the model that made them")
-    check_lineage(codes.spec, codec.header, codes=codes.path)
+    check_codes(codec, codes.spec, str(codes.path))
     if len(codes) != len(vectors):
         raise LineageError(
             f"{codes.path} has {len(codes)} codes, but {vectors.name} has {len(vectors)} vectors; "
@@ -124,10 +124,8 @@ def base_codes(codec: Codec, base: CodesFile, config: FitConfig) -> Array:
     Raises:
         LineageError: they are of another model.
     """
-    if codec.header is None:
-        raise UsageError("save the model first: codes name the model that made them")
-    check_lineage(base.spec, codec.header, codes=base.path)
-    return _read(codec, base, even(len(base), config.rows(codec.config, len(base))))
+    check_codes(codec, base.spec, str(base.path))
+    return _read(codec, base, even(len(base), config.rows(codec.config)))
 
 
 def even(n: int, most: int) -> NDArray[np.int64]:
@@ -163,7 +161,7 @@ def _read(codec: Codec, codes: CodesFile, rows: NDArray[np.int64]) -> Array:
     return np.concatenate(found)
 
 
-def forecast(codec: Codec, N: int, config: FitConfig, *, encoded: bool) -> dict[str, Any]:
+def forecast(codec: Codec, N: int, config: FitConfig, *, encoded: bool, base: int = 0) -> dict[str, Any]:
     """What fitting would take, from a short measurement: codes, bytes written, memory (bytes), seconds.
 
     Args:
@@ -171,11 +169,12 @@ def forecast(codec: Codec, N: int, config: FitConfig, *, encoded: bool) -> dict[
         N: training vectors there are.
         config: how.
         encoded: whether their codes are there.
+        base: codes there are that will be searched.
     """
     c, rng = codec.config, np.random.default_rng(0)
     held = validation_size(None, N)
-    sample = config.rows(c, N - held)
-    count = min(N - held, sample)
+    sample = config.rows(c)
+    count = min(N - held, max(_SEEN, sample - base))
     v = rng.standard_normal((2048, c.D)).astype(np.float32)
     codes = codec.encode(v[:256])
     encoding = _seconds(lambda: codec.encode(v[:256])) / 256

@@ -11,6 +11,7 @@ import pytest
 
 from qinco_core import Index, SearchConfig
 from qinco_core.api import Codec
+from qinco_core.codec.network import Network
 from qinco_core.codec.packing import unpack
 from qinco_core.errors import LineageError, UsageError
 from qinco_core.index import build, cascade, lists
@@ -217,3 +218,51 @@ def test_an_index_with_norms_of_two_bytes_finds_the_same(index, index_store, cod
         found, expected = wide.search(xq, 10, params), index.search(xq, 10, params)
         np.testing.assert_allclose(found[0], expected[0], rtol=0.05)
         assert np.mean([len(np.intersect1d(a, b)) for a, b in zip(found[1], expected[1], strict=True)]) > 9
+
+
+def test_far_from_the_origin_it_finds_the_same(index, index_store, codec, xq, sift_learn, tmp_path):
+    far = np.float32(50_000)
+    arrays = codec.network.to_arrays()
+    moved = Codec(
+        Network.from_arrays(codec.config, arrays | {"mean": arrays["mean"] + far}), codec.search, plan=codec.plan
+    )
+    moved.save(tmp_path / "model.h5")
+    with open_codes(index_store.codes("base")) as file:
+        rows, spec = file.rows(0, len(file)), file.spec.model_copy(update={"model": moved.identity.fingerprint})
+    options = {"spec": spec, "count": len(rows.codes), "with_ids": False, "source_stamp": ""}
+    with create_codes(tmp_path / "codes.h5", **options) as out:
+        out.append(rows.codes, None, rows.lists)
+    with open_vectors(sift_learn, limit=1000) as learn:
+        np.save(tmp_path / "learn.npy", learn.read(0, 1000) + far)
+    with open_vectors(tmp_path / "learn.npy") as learn:
+        away = Index.build(tmp_path / "index", moved, tmp_path / "codes.h5", train=learn)
+    found, expected = away.search(xq + far, 10, LOOK)[1], index.search(xq, 10, LOOK)[1]
+    assert np.mean([len(np.intersect1d(a, b)) for a, b in zip(found, expected, strict=True)]) > 8
+
+
+def test_added_codes_may_have_larger_norms(changing, codec, index, xq, tmp_path):
+    stored = load_index(changing.index)
+    decoder = Pairwise.load(changing.pairwise, codec.header, codec.centroids)
+    estimator = Estimator(codec, stored.arrays["centroids"], stored.arrays["additive"], decoder)
+    with open_codes(changing.codes("base")) as file:
+        rows, spec = file.rows(0, len(file)), file.spec
+    order = np.argsort(estimator.norms(rows)["norms"])
+    parts = {"small": order[:5000], "large": order[5000:]}
+    for name, part in parts.items():
+        with create_codes(tmp_path / name, spec=spec, count=None, with_ids=False, source_stamp=name) as out:
+            out.append(rows.codes[part], None, rows.lists[part])
+    arguments = {"pairwise": changing.pairwise, "ids": parts["small"]}
+    with Index.build(tmp_path / "index", codec, tmp_path / "small", **arguments) as grown:
+        grown.add(tmp_path / "large", ids=parts["large"])
+        for rerank in ("none", "pairwise"):
+            params = SearchConfig(nprobe=8, rerank=rerank)
+            found, expected = grown.search(xq, 10, params)[1], index.search(xq, 10, params)[1]
+            assert np.mean([len(np.intersect1d(a, b)) for a, b in zip(found, expected, strict=True)]) > 9.5
+
+
+def test_an_open_index_builds_the_graph_that_is_gone(changing, codec, index, xq):
+    through = SearchConfig(nprobe=8, ef=64, rerank="none")
+    with Index.open(changing.index, model=codec) as held:
+        for path in changing.index.glob("*.faiss"):
+            path.unlink()
+        held.search(xq, 5, through)

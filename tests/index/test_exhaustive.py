@@ -123,6 +123,15 @@ def test_allow_and_deny(opened, queries):
         np.testing.assert_array_equal(left[: len(kept)], kept)
 
 
+def test_large_unsigned_ids_and_negative_ones(opened, queries):
+    ids = np.arange(N) + (1 << 61)
+    found = opened(ids).search_stages(queries, 20, allow=ids[::2].astype(np.uint64)).ids
+    expected = opened(ids).search_stages(queries, 20, deny=ids[1::2]).ids
+    np.testing.assert_array_equal(found, expected)
+    with pytest.raises(UsageError, match="an id is -5; ids are 0 or more"):
+        opened(np.arange(N) - 5)
+
+
 def test_codes_with_list_numbers(ivf_store, queries):
     codec = Codec.load(ivf_store.model, precision="float32", threads=1)
     with open_codes(ivf_store.codes("base")) as codes:

@@ -203,6 +203,9 @@ def test_ids_of_64_bits_removing_and_adding_again(changing, codec, xq, tmp_path)
     with Index.build(changing.index, codec, changing.codes("base"), **arguments) as index:
         first = index.search(xq, 5, FEW)[1]
         assert (first >= 1 << 40).all()
+        before = index.header.fingerprint
+        assert index.remove([17]) == 0
+        assert index.header.fingerprint == before
         assert index.remove(np.append(first[:, 0], 17)) == len(set(first[:, 0]))
         assert not np.isin(index.search(xq, 5, FEW)[1], first[:, 0]).any()
     with Index.open(changing.index) as again:

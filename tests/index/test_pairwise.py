@@ -110,7 +110,7 @@ def test_fresh_codes_help_where_vectors_are_few(coded: Coded):
     for sample in (200, 20_000):
         found = fit_pairwise(coded.codec, part.codes, part, coded.held, FitConfig(sample=sample), Silent())
         mse[sample] = found.training["mse"]["held-out"]
-        assert found.training["fresh"] == FitConfig(sample=sample).rows(coded.codec.config, 200) - 200
+        assert found.training["fresh"] == FitConfig(sample=sample).rows(coded.codec.config) - 200
     assert mse[20_000]["additive"] < 0.95 * mse[200]["additive"]
     assert mse[20_000]["pairwise"] < 0.95 * mse[200]["pairwise"]
 
@@ -166,12 +166,33 @@ def test_rounding_keeps_all_but_the_extremes():
     assert quantize(np.zeros((2, 4, 3), np.float32))[0].any() == np.False_
 
 
-def test_tables_that_are_too_large_are_refused(coded: Coded):
+@pytest.mark.parametrize(
+    ("K", "tables", "says"),
+    [(2048, 2, r"tables of 2048² rows need .* use fewer"), (4096, 0, r"16 GiB of normal equations.* smaller K")],
+)
+def test_tables_that_are_too_large_are_refused(coded: Coded, K: int, tables: int, says: str):
     class Large:
-        config = coded.codec.config.model_copy(update={"K": 4096})
+        config = coded.codec.config.model_copy(update={"K": K, "M": 8, "D": 128})
 
-    with pytest.raises(UsageError, match=r"tables of 4096² rows need .* use fewer"):
-        check_fit(Large(), CONFIG)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=says):
+        check_fit(Large(), FitConfig(tables=tables))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("most", [400, 1000])
+def test_no_more_is_encoded_than_the_codes_to_be_searched_leave_room_for(
+    coded: Coded, files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
+):
+    rows = coded.codec.pack_rows(coded.codes[:500])
+    spec = coded.codec.spec("uint8")
+    with create_codes(tmp_path / "base.h5", spec=spec, count=None, with_ids=False, source_stamp="s") as out:
+        out.append(*rows)
+    encoded: list[int] = []
+    monkeypatch.setattr("qinco_core.index.training_codes._SEEN", 300)
+    monkeypatch.setattr(type(coded.codec), "encode", lambda _, v: (encoded.append(len(v)), coded.codes[: len(v)])[1])
+    with open_vectors(files[0]) as vectors, open_codes(tmp_path / "base.h5") as base:
+        found = fit_to_vectors(coded.codec, vectors, None, FitConfig(tables=0, sample=most), Silent(), base)
+    assert found.training["vectors"] == most
+    assert sum(encoded) == max(300, most - 500) + len(coded.codes) // 10
 
 
 def test_rows_are_taken_evenly():
@@ -192,10 +213,9 @@ def files(coded: Coded, tmp_path: Path) -> tuple[Path, Path]:
 
 
 def test_stored_codes_and_encoding_here_give_the_same(coded: Coded, files: tuple[Path, Path]):
-    config = FitConfig(sample=500)
     with open_vectors(files[0]) as vectors, open_codes(files[1]) as codes:
-        known = training_codes(coded.codec, vectors, codes, config, Silent())
-        made = training_codes(coded.codec, vectors, None, config, Silent())
+        known = training_codes(coded.codec, vectors, codes, 500, Silent())
+        made = training_codes(coded.codec, vectors, None, 500, Silent())
     N = len(coded.codes)
     n = N - N // 10
     rows = even(n, 500)
