@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qinco_core.api import Codec
-from qinco_core.errors import ArtifactError, InputNotFoundError, LineageError
+from qinco_core.errors import ArtifactError, DependencyError, InputNotFoundError, LineageError
 from qinco_core.index.build import Estimator, Scale
 from qinco_core.index.coarse import Coarse
 from qinco_core.index.lists import EntrySource, count_lists, write_lists
@@ -63,7 +63,11 @@ class Writer:
             return {}
         graph = self._folder / f"index.{generation:04}.faiss"
         progress.note("building the HNSW graph of the centroids")
-        Coarse(self.centroids, threads=self._codec.plan.threads, device="cpu").save_hnsw(graph, force=True)
+        try:
+            Coarse(self.centroids, threads=self._codec.plan.threads, device="cpu").save_hnsw(graph, force=True)
+        except DependencyError as error:
+            progress.note(f"no graph, so searches cannot use --ef: {error}")
+            return {}
         return {"coarse": file_entry(graph)}
 
     def rewrite(

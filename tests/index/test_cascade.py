@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,8 +14,8 @@ from qinco_core import Index, SearchConfig
 from qinco_core.api import Codec
 from qinco_core.codec.network import Network
 from qinco_core.codec.packing import unpack
-from qinco_core.errors import LineageError, UsageError
-from qinco_core.index import build, cascade, lists
+from qinco_core.errors import DependencyError, LineageError, UsageError
+from qinco_core.index import build, cascade, lists, rewrite
 from qinco_core.index.build import CodesSource, Estimator, Scale
 from qinco_core.index.pairwise import Pairwise
 from qinco_core.index.tune import Setting
@@ -260,9 +261,16 @@ def test_added_codes_may_have_larger_norms(changing, codec, index, xq, tmp_path)
             assert np.mean([len(np.intersect1d(a, b)) for a, b in zip(found, expected, strict=True)]) > 9.5
 
 
-def test_an_open_index_builds_the_graph_that_is_gone(changing, codec, index, xq):
+def test_the_graph_may_be_gone_or_was_never_there(index_store, codec, xq, tmp_path, monkeypatch):
+    monkeypatch.setattr(rewrite, "GRAPH_FROM", 16)
+    arguments = codec, index_store.codes("base")
     through = SearchConfig(nprobe=8, ef=64, rerank="none")
-    with Index.open(changing.index, model=codec) as held:
-        for path in changing.index.glob("*.faiss"):
-            path.unlink()
-        held.search(xq, 5, through)
+    with Index.build(tmp_path / "index", *arguments, pairwise=index_store.pairwise) as held:
+        (graph,) = (tmp_path / "index").glob("*.faiss")
+        graph.unlink()
+        found = held.search(xq, 5, through)[1]
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with Index.build(tmp_path / "without", *arguments, pairwise=index_store.pairwise) as bare:
+        assert (bare.search(xq, 5, SearchConfig(nprobe=8, rerank="none"))[1] == found).mean() > 0.9
+        with pytest.raises(DependencyError, match="qinco.cpu."):
+            bare.search(xq, 5, through)
