@@ -272,5 +272,5 @@ def test_the_graph_may_be_gone_or_was_never_there(index_store, codec, xq, tmp_pa
     monkeypatch.setitem(sys.modules, "faiss", None)
     with Index.build(tmp_path / "without", *arguments, pairwise=index_store.pairwise) as bare:
         assert (bare.search(xq, 5, SearchConfig(nprobe=8, rerank="none"))[1] == found).mean() > 0.9
-        with pytest.raises(DependencyError, match="qinco.cpu."):
+        with pytest.raises(DependencyError, match=r"qinco\[cpu\]"):
             bare.search(xq, 5, through)
