@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
     from qinco_cli.console import Console
     from qinco_core.api import Codec
     from qinco_core.index.index import Index
+    from qinco_core.store import CodesFile
+    from qinco_core.vectors import VectorFile
+
+_GRAPH = 1024  # centroids in a graph that is built to see how long it takes
 
 
 def register(app: typer.Typer) -> None:
@@ -80,16 +85,17 @@ def index(
     books = _codebooks(pairwise, train, store)
     source = find_codes(codes, store) if codes else opt.store_codes(store)
     codec = opt.open_codec(model, store, **hardware)
-    if dry_run:
-        _report(codec, source, folder, books, ids, budget, json_)
-        return
     with ExitStack() as stack:
-        console = stack.enter_context(Console(quiet))
         if train is not None:
             books = {"train": stack.enter_context(open_vectors(train))}
+        if dry_run:
+            _report(codec, source, folder, books, ids, budget, json_)
+            return
+        console = stack.enter_context(Console(quiet))
         started = time.perf_counter()
         build = {"ids": opt.read_ids(ids), "memory": budget, "force": force, "progress": console}
-        opened = stack.enter_context(Index.build(folder, codec, source, **books, **build))
+        with _saying_what_is_done(folder, ["building"]):
+            opened = stack.enter_context(Index.build(folder, codec, source, **books, **build))
         seconds = time.perf_counter() - started
         console.note(f"wrote {folder} in {seconds:.1f} s")
         _finish(opened, {"seconds": round(seconds, 3)}, console, json_)
@@ -137,21 +143,67 @@ def _change(
 
     facts: dict[str, Any] = {}
     tuned = bool(opened.front)
-    if changes["add"] is not None:
-        before = len(opened)
-        opened.add(find_codes(changes["add"], store), ids=opt.read_ids(ids), memory=memory, progress=console)
-        facts["added"] = len(opened) - before
-        console.note(f"added {facts['added']:,} vectors")
-    if changes["remove"] is not None:
-        facts["removed"] = opened.remove(opt.read_ids(changes["remove"]), memory=memory, progress=console)
-        console.note(f"removed {facts['removed']:,} vectors")
+    # what may be refused is, before anything is changed: a second try would add the codes twice
+    more_ids, gone = opt.read_ids(ids), opt.read_ids(changes["remove"])
     if changes["export"] is not None:
-        opened.export_faiss(changes["export"], force=force)
-        facts["exported"] = str(changes["export"])
-        console.note(f"wrote {changes['export']}")
+        _check_export(opened, changes["export"], force)
+    with _saying_what_is_done(opened.folder, [f"--{name}" for name in ("add", "remove") if changes[name] is not None]):
+        if changes["add"] is not None:
+            before = len(opened)
+            opened.add(find_codes(changes["add"], store), ids=more_ids, memory=memory, progress=console)
+            facts["added"] = len(opened) - before
+            console.note(f"added {facts['added']:,} vectors")
+        if gone is not None:
+            facts["removed"] = opened.remove(gone, memory=memory, progress=console)
+            console.note(f"removed {facts['removed']:,} vectors")
+        if changes["export"] is not None:
+            opened.export_faiss(changes["export"], force=force)
+            facts["exported"] = str(changes["export"])
+            console.note(f"wrote {changes['export']}")
     if tuned and not opened.front:
         console.note("the operating points were of the index as it was: find new ones with qinco tune")
     return facts
+
+
+def _check_export(opened: Index, path: Path, force: bool) -> None:
+    """Refuse an export that would fail."""
+    from qinco_core.errors import UsageError
+    from qinco_core.files import check_output
+    from qinco_core.optional import import_faiss
+
+    import_faiss()
+    if opened.config.K > 256:
+        raise UsageError(f"--export: an index of Faiss has 8 bits for a symbol at most, but K is {opened.config.K}")
+    check_output(path, force=force)
+
+
+@contextmanager
+def _saying_what_is_done(folder: Path, steps: Sequence[str]) -> Iterator[None]:
+    """Where someone interrupts or a step fails, say how to continue; every step is a new generation of the index."""
+    from qinco_core.errors import QincoError
+
+    before = _generation(folder)
+    try:
+        yield
+    except (KeyboardInterrupt, QincoError) as error:
+        done, text = " and ".join(steps[: _generation(folder) - before]), str(error) or "interrupted"
+        if done:
+            text += f"; {done} is done: go on without it"
+        elif isinstance(error, KeyboardInterrupt):
+            text += "; nothing was changed: start again with the same command"
+        error.args = (text,)
+        raise
+
+
+def _generation(folder: Path) -> int:
+    """Of the index; 0 where there is none, or a damaged one."""
+    from qinco_core.errors import ArtifactError, InputNotFoundError
+    from qinco_core.store import read_header
+    from qinco_core.store.index import MANIFEST
+
+    with suppress(InputNotFoundError, ArtifactError):
+        return int(read_header(folder / MANIFEST).config.get("generation", 0))
+    return 0
 
 
 def _finish(opened: Index, facts: dict[str, Any], console: Console, as_json: bool) -> None:
@@ -179,35 +231,80 @@ def _report(
     from qinco_core.jobs import check_codes, estimate
     from qinco_core.store import open_codes
 
+    pairwise, train = books.get("pairwise"), books.get("train")
     with open_codes(source) as codes:
         check_codes(codec, codes.spec, str(source))
         count, largest = len(codes), (1 << 63) - 1 if codes.with_ids else len(codes) - 1
-    numbers = opt.read_ids(ids)
-    if numbers is not None and len(numbers) != count:
-        raise UsageError(f"{ids} has {len(numbers)} ids, but {source} has {count} codes: give one id a code")
-    if numbers is not None:
-        largest = int(numbers.max()) if len(numbers) else -1
-    width = bytes_per_entry(codec, books.get("pairwise"), largest)
-    rows = codec.encode(codec.network.mean.numpy()[None].repeat(256, 0))
-
-    def work(n: int) -> float:
-        started = time.perf_counter()
-        codec.decode(rows[:n])
-        return time.perf_counter() - started
-
-    sorting = min(memory, 2 * count * width)
-    found = estimate(work, count, width, codec, sorting // (16 * codec.config.D))
+        numbers = opt.read_ids(ids)
+        if numbers is not None and len(numbers) != count:
+            raise UsageError(f"{ids} has {len(numbers)} ids, but {source} has {count} codes: give one id a code")
+        if numbers is not None:
+            largest = int(numbers.max()) if len(numbers) else -1
+        width = bytes_per_entry(codec, pairwise, largest)
+        sorting = min(memory, 2 * count * width)
+        passes = -(-count // max(1 << 16, memory // (2 * width)))
+        pace = _seconds_a_code(codec, codes, pairwise, passes)
+    found = estimate(lambda n: n * pace, count, width, codec, sorting // (16 * codec.config.D)).as_dict()
+    found["seconds"] += _graph_seconds(codec)
+    if train is not None:
+        fitting = _fitting(codec, train)
+        found["seconds"] += fitting["seconds"]
+        found["memory_bytes"] = max(found["memory_bytes"], fitting["memory_bytes"])
     if as_json:
-        print_json({"input": str(source), "output": str(folder), **found.as_dict()})
+        print_json({"input": str(source), "output": str(folder), **found})
         return
     print_pairs(
         [
-            ("would read", f"{source}: {count:,} codes, and {' '.join(map(str, books.values()))}"),
+            ("would read", f"{source}: {count:,} codes, and {pairwise if train is None else train.name}"),
             (
                 "would write",
-                f"{folder}: {width} bytes a vector, {size(found.output_bytes or 0)}, and the lists",
+                f"{folder}: {width} bytes a vector, {size(found['output_bytes'])}, and the lists",
             ),
-            ("memory", f"about {size(found.memory_bytes)}"),
-            ("time", f"about {duration(found.seconds or 0)} on {codec.plan}"),
+            ("memory", f"about {size(found['memory_bytes'])}"),
+            ("time", f"about {duration(found['seconds'])} on {codec.plan}"),
         ]
     )
+
+
+def _seconds_a_code(codec: Codec, codes: CodesFile, pairwise: Path | None, passes: int) -> float:
+    """Measured on one chunk: a code is read to be counted and once in every pass, in one of which it gets its norms."""
+    import numpy as np
+
+    from qinco_core.index.pairwise import Pairwise
+    from qinco_core.index.rewrite import Writer
+
+    c = codec.config
+    assert codec.header is not None
+    decoder = None if pairwise is None else Pairwise.load(pairwise, codec.header, codec.centroids)
+    additive = np.zeros((c.M, c.K, c.D), np.float32) if decoder is None else decoder.additive_MKD
+    norms = Writer(Path(), codec, additive, decoder, 0).estimator.norms
+    norms(codes.rows(0, min(len(codes), 64)))  # the first call compiles
+    started = time.perf_counter()
+    rows = codes.rows(0, min(len(codes), codes.chunk_rows))
+    read = time.perf_counter()
+    norms(rows)
+    return ((1 + passes) * (read - started) + time.perf_counter() - read) / max(1, len(rows.codes))
+
+
+def _graph_seconds(codec: Codec) -> float:
+    """What the graph of the centroids takes, by that of some of them."""
+    from qinco_core.index.coarse import Coarse
+    from qinco_core.index.rewrite import GRAPH_FROM
+
+    centroids = codec.centroids
+    if centroids is None or len(centroids) < GRAPH_FROM:
+        return 0.0
+    some = Coarse(centroids[:_GRAPH], threads=codec.plan.threads, device="cpu")
+    started = time.perf_counter()
+    some.nearest(centroids[:1], 1, ef=1)  # builds it
+    return (time.perf_counter() - started) * len(centroids) / len(some.centroids)
+
+
+def _fitting(codec: Codec, train: VectorFile) -> dict[str, Any]:
+    """What fitting the additive codebooks takes."""
+    from qinco_core.index.pairwise_fit import FitConfig
+    from qinco_core.index.training_codes import forecast
+    from qinco_core.jobs import check_dimension
+
+    check_dimension(codec, train)
+    return forecast(codec, len(train), FitConfig(tables=0), encoded=False)

@@ -84,7 +84,7 @@ def pairwise(
         if searched is not None:
             check_codes(codec, searched.spec, str(searched.path))
         if dry_run:
-            _report(codec, vectors, known, target, config, json_)
+            _report(codec, vectors, known, searched, target, config, json_)
             return
         check_output(target, force=force)
         console = stack.enter_context(Console(quiet))
@@ -108,7 +108,10 @@ def _fit(
     from qinco_core.store import Parent
 
     assert codec.header is not None
-    found = fit_to_vectors(codec, vectors, codes, config, console, base)
+    try:
+        found = fit_to_vectors(codec, vectors, codes, config, console, base)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("interrupted; nothing was written: start again with the same command") from None
     parents = [Parent("model", codec.header.fingerprint)]
     parents += [Parent("codes", file.header.fingerprint) for file in (codes, base) if file is not None]
     header = found.save(target, codec.config, tuple(parents), force=force)
@@ -127,22 +130,31 @@ def _print(found: Pairwise, fingerprint: str, target: Path, as_json: bool) -> No
 
 
 def _report(
-    codec: Codec, vectors: VectorFile, codes: CodesFile | None, target: Path, config: FitConfig, as_json: bool
+    codec: Codec,
+    vectors: VectorFile,
+    codes: CodesFile | None,
+    base: CodesFile | None,
+    target: Path,
+    config: FitConfig,
+    as_json: bool,
 ) -> None:
     from qinco_cli.console import duration, print_json, print_pairs, size
     from qinco_core.index.training_codes import check_training_codes, forecast
 
     if codes is not None:
         check_training_codes(codec, vectors, codes)
-    found = forecast(codec, len(vectors), config, encoded=codes is not None)
+    searched = 0 if base is None else len(base)
+    found = forecast(codec, len(vectors), config, encoded=codes is not None, base=searched)
     if as_json:
-        print_json({"input": vectors.name, "output": str(target), **found})
+        print_json({"input": vectors.name, "base": base and str(base.path), "output": str(target), **found})
         return
     N, D = vectors.shape
     read = f"{vectors.name}: {found['vectors']:,} of {N:,} vectors of {D} × {vectors.dtype}"
+    read += "" if codes is None else f", their codes {codes.path}"
+    read += "" if base is None else f", and {searched:,} codes to be searched, {base.path}"
     print_pairs(
         [
-            ("would read", read if codes is None else f"{read}, and their codes {codes.path}"),
+            ("would read", read),
             ("would fit to", f"{found['sample']:,} codes"),
             ("would write", f"{target}: {found['tables']} tables, {size(found['output_bytes'])}"),
             ("memory", f"about {size(found['memory_bytes'])}"),

@@ -42,16 +42,19 @@ def search(
     ] = None,
     ef: Annotated[
         int | None,
-        typer.Option("--ef", metavar="N", help="Breadth of the graph search for lists; 0: no graph."),
+        typer.Option("--ef", metavar="N", help="Breadth of the graph search for lists. [default: 0, no graph]"),
     ] = None,
     n_mid: Annotated[
-        int | None, typer.Option("--n-mid", metavar="N", help="Entries that the pairwise decoder scores; 0: none.")
+        int | None,
+        typer.Option("--n-mid", metavar="N", help="Entries that the pairwise decoder scores; 0: none. [default: 200]"),
     ] = None,
     n_short: Annotated[
-        int | None, typer.Option("--n-short", metavar="N", help="Entries that the network decodes; 0: none.")
+        int | None,
+        typer.Option("--n-short", metavar="N", help="Entries that the network decodes; 0: none. [default: 50]"),
     ] = None,
     n_exact: Annotated[
-        int | None, typer.Option("--n-exact", metavar="N", help="Entries compared by their original vectors.")
+        int | None,
+        typer.Option("--n-exact", metavar="N", help="Entries compared by their original vectors. [default: 20]"),
     ] = None,
     rerank: Annotated[
         str | None,
@@ -74,7 +77,8 @@ def search(
     ] = None,
     name: Annotated[str | None, typer.Option("--name", help="Instead of -o: name of the results in the store.")] = None,
     batch: Annotated[
-        int | None, typer.Option("--batch", metavar="N", help="Queries searched together. [default: 1000]")
+        int | None,
+        typer.Option("--batch", metavar="N", help="Queries searched together. [default: 1000, without an index 16384]"),
     ] = None,
     model: opt.ModelOption = None,
     pairwise: opt.PairwiseOption = None,
@@ -117,9 +121,13 @@ def search(
             sink = stack.enter_context(results)
         console.begin("searching", source.count, "queries")
         batches = source.batches(size)
-        report = search_batches(
-            searcher, batches, request, sink=sink, progress=console, truth=truth, warm=searcher.nlist > 0
-        )
+        try:
+            report = search_batches(
+                searcher, batches, request, sink=sink, progress=console, truth=truth, warm=searcher.nlist > 0
+            )
+        except KeyboardInterrupt:
+            left = "what was printed is not all" if target == "-" else "nothing was written"
+            raise KeyboardInterrupt(f"interrupted; {left}: start again with the same command") from None
         console.end()
         facts = {"queries": source.name, "searched": label, "vectors": len(searcher), "k": k, "metric": metric}
     facts |= {"params": params.model_dump() if params else None, "output": target and str(target), "batch": size}
@@ -168,7 +176,12 @@ def _searcher(
     if codes is None and (index is not None or (folder / MANIFEST).exists()):
         from qinco_core.index.index import Index
 
-        return stack.enter_context(Index.open(folder, model=model, pairwise=pairwise, **hardware)), str(folder)
+        opened = stack.enter_context(Index.open(folder, model=model, pairwise=pairwise, **hardware))
+        if pairwise is not None and all(parent.kind != "pairwise" for parent in opened.header.parents):
+            raise UsageError(f"{folder} was built without a pairwise decoder: leave --pairwise out, or build it anew")
+        return opened, str(folder)
+    if pairwise is not None:
+        raise UsageError("--pairwise is of an index, and all codes are searched here: leave it out")
     file = stack.enter_context(open_codes(find_codes(codes, store) if codes else opt.store_codes(store)))
     found = Exhaustive(opt.open_codec(model, store, **hardware), file)
     hint = "" if codes else "no index in the store, "
@@ -204,10 +217,11 @@ def _params(
     """The operating point: from the options, or from the front in the manifest; None without an index."""
     from qinco_core.config import SearchConfig
     from qinco_core.errors import UsageError
+    from qinco_core.index.exhaustive import Exhaustive
     from qinco_core.index.tune import operating_point
 
     options = [f"--{name.replace('_', '-')}" for name in given] + ["--recall"] * (recall is not None)
-    if not searcher.nlist:
+    if isinstance(searcher, Exhaustive):
         if options:
             raise UsageError(
                 f"{options[0]} is of an index, and all codes are searched here: build one with qinco index"
@@ -215,7 +229,9 @@ def _params(
         return None
     if recall is None:
         given["rerank"] = str(given.get("rerank", "qinco")).partition(":")[0]
-        return SearchConfig.parse({"nprobe": min(16, searcher.nlist)} | given)
+        params = SearchConfig.parse({"nprobe": min(16, searcher.nlist)} | given)
+        _check_stages(searcher, given)
+        return params
     if given:
         raise UsageError(f"--recall chooses the operating point: leave {options[0]} out")
     if at > k:
@@ -224,6 +240,19 @@ def _params(
     figures = ", ".join(f"{name} {value}" for name, value in point.params.model_dump().items())
     console.note(f"operating point: {figures}; R@{at} = {point.recall:.3f} where it was measured")
     return point.params
+
+
+def _check_stages(index: Index, given: dict[str, Any]) -> None:
+    """Refuse a number of entries for a stage that there will not be."""
+    from qinco_core.errors import UsageError
+
+    stages, last = ["none", "pairwise", "qinco", "exact"], given["rerank"]
+    for name, stage in (("n_mid", "pairwise"), ("n_short", "qinco"), ("n_exact", "exact")):
+        if given.get(name) and stages.index(stage) > stages.index(last):
+            option = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{option} is of the stage {stage}, but the last one is --rerank {last}: leave it out")
+    if given.get("n_mid") and not index.has_pairwise:
+        raise UsageError(f"{index.folder} has no pairwise decoder: leave --n-mid out, or build it with one")
 
 
 def _originals(stack: ExitStack, rerank: str | None, searcher: Index | Exhaustive) -> VectorFile | None:

@@ -91,12 +91,12 @@ def tune(
             Index.open(index or Store.locate(store).index, model=model, pairwise=pairwise, **hardware)
         )
         window = {"format": format, "skip": skip, "limit": limit}
-        setting = Setting(at, 1 if single else batch, opened.codec.plan.threads, opt.check_metric(metric))
-        queries, truth = _queries(xq, groundtruth, base, opened, window, setting.metric, console)
-        bench = Bench(opened, queries, truth, setting)
-        points, interrupted = _explore(bench, opened, bound, room, until, console)
-        opened.save_front(pareto(points), setting)
-        console.note(f"measured {len(points)} operating points; the best are in {opened.folder}")
+        asked = Setting(at, 1 if single else batch, opened.codec.plan.threads, opt.check_metric(metric))
+        queries, truth = _queries(xq, groundtruth, base, opened, window, asked.metric, console)
+        bench = Bench(opened, queries, truth, asked)
+        setting = bench.setting
+        points, settled, interrupted = _explore(bench, opened, bound, room, until, console)
+        console.note(f"measured {len(points)} operating points; {_keep(opened, points, setting, settled)}")
         front = pareto(point for point in points if _fits(opened, point.params, room))
     if interrupted:
         raise KeyboardInterrupt("interrupted; the same command goes on where it stopped")
@@ -156,8 +156,8 @@ def _queries(
 
 def _explore(
     bench: Bench, opened: Index, bound: float, room: int | None, until: float, console: Console
-) -> tuple[list[Point], bool]:
-    """All measured points, and whether someone interrupted."""
+) -> tuple[list[Point], bool, bool]:
+    """All measured points, also those over the memory; whether all are settled; whether someone interrupted."""
     from qinco_core.errors import QincoError
     from qinco_core.index.bench import Notebook, explore_noting
     from qinco_core.index.tune import grid
@@ -171,7 +171,7 @@ def _explore(
         raise QincoError(f"searching this index takes {size(least)} at least: give it that with --memory")
     notebook = Notebook(opened.folder / "tuning.jsonl", bench.key)
     with opt.stop_on_signal() as asked:
-        found = explore_noting(
+        found, settled = explore_noting(
             bench,
             fitting,
             notebook,
@@ -179,7 +179,17 @@ def _explore(
             progress=console,
             stop=lambda: asked() or time.monotonic() > until,
         )
-        return found, asked()
+        return found, settled, asked()
+
+
+def _keep(opened: Index, points: Sequence[Point], setting: Setting, settled: bool) -> str:
+    """Put the best points into the index, unless better ones may be lost by that; gives what to say of it."""
+    from qinco_core.index.tune import known_points, pareto
+
+    if not settled and not set(known_points(opened.front, setting)) <= set(points):
+        return f"{opened.folder} keeps those of another run until the same command has come to its end"
+    opened.save_front(pareto(points), setting)
+    return f"the best are in {opened.folder}"
 
 
 def _fits(opened: Index, params: SearchConfig, room: int | None) -> bool:
@@ -222,6 +232,6 @@ def _refuse(front: Sequence[Point], recall: float, at: int, budget: float) -> No
     best = f"the best reaches {max(point.recall for point in within):.4f}" if within else "none keeps the time"
     limit = "" if budget == float("inf") else f" within {1e3 * budget:g} ms a query"
     raise QincoError(
-        f"no operating point reaches R@{at} = {recall:g}{limit}; {best}. The front is kept. "
+        f"no operating point reaches R@{at} = {recall:g}{limit}; {best}. "
         "Ask for less, allow more, or encode with more bytes"
     )

@@ -5,15 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from qinco_core.api import Codec
 from qinco_core.config import Metric, SearchConfig
 from qinco_core.errors import UsageError
 from qinco_core.evaluation.metrics import recall_at
@@ -38,6 +42,8 @@ Array = NDArray[Any]
 class Searches(Protocol):
     """What measuring asks of an index."""
 
+    codec: Codec
+
     @property
     def header(self) -> Header:
         """Of the manifest."""
@@ -55,21 +61,24 @@ class Bench:
         index: open.
         xq: queries [nq, D].
         truth: ids of their true neighbours, nearest first, [nq, T].
-        setting: what to measure.
+        setting: what to measure; its batch is no larger than there are queries.
     """
 
     def __init__(self, index: Searches, xq: Array, truth: Array, setting: Setting) -> None:
-        self.setting = setting
+        self.setting = replace(setting, batch=min(setting.batch, len(xq)))
         self._index = index
         self._xq = xq
         self._truth = truth
 
     @property
     def key(self) -> str:
-        """What the measurements are of: index, queries, neighbours and setting."""
+        """What the measurements are of: index, queries, neighbours, setting and machine."""
         marks = [hashlib.blake2b(np.ascontiguousarray(a).data, digest_size=16).hexdigest() for a in self._parts]
         fields = {"index": self._index.header.fingerprint, "queries": marks[0], "truth": marks[1]}
-        return fingerprint_of(fields | self.setting.fields())
+        plan = self._index.codec.plan
+        gpu = torch.cuda.get_device_name(plan.device) if plan.device.type == "cuda" else None
+        machine = {"precision": plan.precision, "device": plan.device.type, "cpu": _processor(), "gpu": gpu}
+        return fingerprint_of(fields | self.setting.fields() | machine)
 
     @property
     def _parts(self) -> tuple[Array, Array]:
@@ -95,6 +104,14 @@ class Bench:
         starts = range(0, min(count, len(self._xq)), step)
         parts = (self._xq[start : min(start + step, count)] for start in starts)
         return np.concatenate([self._index.search(part, at, params, metric=metric)[1] for part in parts])
+
+
+def _processor() -> str:
+    """The CPU's name."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text("utf-8", "replace").splitlines() if info.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
 
 
 def _median_seconds(work: Callable[[], object]) -> float:
@@ -187,7 +204,7 @@ def explore_noting(
     budget: float = math.inf,
     progress: Progress,
     stop: Callable[[], bool] = lambda: False,
-) -> list[Point]:
+) -> tuple[list[Point], bool]:
     """Explore operating points, noting each, until all are settled or `stop` says so.
 
     Args:
@@ -199,14 +216,14 @@ def explore_noting(
         stop: asked after every point.
 
     Returns:
-        Those of the points that the notebook has, old and new.
+        All that the notebook has, old and new, and whether all points are settled.
     """
     place = {params: i for i, params in enumerate(points)}
+    measured = notebook.read()
     # what is not asked for now, being too large, must not rule out what is
-    known = [point for point in notebook.read() if point.params in place]
-    measured = list(known)
+    known = [point for point in measured if point.params in place]
     progress.begin("tuning", len(points), "points")
-    done = 0
+    done, settled = 0, False
     for point in explore(points, bench, known=known, budget=budget):
         notebook.append(point)
         measured.append(point)
@@ -214,5 +231,7 @@ def explore_noting(
         done = place[point.params] + 1
         if stop():
             break
+    else:
+        settled = True
     progress.end()
-    return measured
+    return measured, settled

@@ -188,7 +188,7 @@ def check_truth(truth: VectorFile, queries: int | None, max_id: int) -> None:
     Raises:
         UsageError: it is no table of ids, has another number of rows, or names vectors that are not there.
     """
-    if truth.dtype.kind not in "iu":
+    if truth.dtype.kind not in "iu" or truth.dtype.itemsize < 4:  # bytes are vectors
         raise UsageError(f"{truth.name} holds {truth.dtype}; ground truth is ids, int32 or int64")
     if queries is not None and queries != len(truth):
         raise UsageError(_mismatch(truth, f"{queries}"))

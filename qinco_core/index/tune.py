@@ -169,9 +169,17 @@ def fastest(points: Iterable[Point], recall: float, budget: float = math.inf) ->
 
 def merge_front(old: Sequence[dict[str, Any]], new: Sequence[Point], setting: Setting) -> list[dict[str, Any]]:
     """The front for the manifest: the new points in place of those that were measured in the same setting."""
-    fields = setting.fields()
-    kept = [entry for entry in old if any(entry.get(name) != value for name, value in fields.items())]
-    return kept + [fields | point.fields() for point in new]
+    kept = [entry for entry in old if not _is_of(entry, setting)]
+    return kept + [setting.fields() | point.fields() for point in new]
+
+
+def known_points(front: Sequence[dict[str, Any]], setting: Setting) -> list[Point]:
+    """The points of a manifest's front that were measured in a setting."""
+    return [Point.parse(entry) for entry in front if _is_of(entry, setting)]
+
+
+def _is_of(entry: dict[str, Any], setting: Setting) -> bool:
+    return all(entry.get(name) == value for name, value in setting.fields().items())
 
 
 def operating_point(front: Sequence[dict[str, Any]], recall: float, at: int, metric: str, *, single: bool) -> Point:
@@ -182,15 +190,15 @@ def operating_point(front: Sequence[dict[str, Any]], recall: float, at: int, met
         recall: R@at wanted.
         at: results in which the true neighbour counts.
         metric: of the search.
-        single: prefer what was measured one query at a time.
+        single: prefer what was measured one query at a time; else what was not.
 
     Raises:
         UsageError: none reaches it, or none was measured; the message says which command would look for one.
     """
     known = [entry for entry in front if entry["at"] == at and entry["metric"] == metric]
-    alike = [entry for entry in known if (entry["batch"] == 1) == single]
-    points = [Point.parse(entry) for entry in alike or known]
-    found = fastest(points, recall)
+    points = [Point.parse(entry) for entry in known]
+    alike = [point for point, entry in zip(points, known, strict=True) if (entry["batch"] == 1) == single]
+    found = fastest(alike, recall) or fastest(points, recall)
     if found is not None:
         return found
     wanted = f"qinco tune XQ --groundtruth GT --at {at} --metric {metric}"

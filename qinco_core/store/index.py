@@ -20,7 +20,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from qinco_core.errors import ArtifactError, InputNotFoundError, OutputExistsError, UsageError
+from qinco_core.errors import ArtifactError, InputNotFoundError, OutputExistsError, StorageError, UsageError
 from qinco_core.files import existing_file, storage_errors
 from qinco_core.store.arrays import Entry, read_arrays, read_json, write_arrays
 from qinco_core.store.artifact import (
@@ -129,6 +129,8 @@ def file_entry(path: Path) -> dict[str, Any]:
 def locked(folder: Path, *, new: bool, force: bool) -> Iterator[None]:
     """Be the only writer of an index; with `new`, of one that is not there yet, unless `force`.
 
+    Where no index comes of it, folders that were made for it go again.
+
     Raises:
         OutputExistsError: there is one, or another process is writing it.
         InputNotFoundError: there is none, and `new` is false.
@@ -136,20 +138,40 @@ def locked(folder: Path, *, new: bool, force: bool) -> Iterator[None]:
     """
     if not new:
         existing_index(folder)
+    lock = folder / ".lock"
     with storage_errors(folder):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except FileExistsError as error:
-            raise OutputExistsError(f"{folder} is a file; an index is a folder: name another") from error
-        handle = (folder / ".lock").open("w")
+        made = _make_folder(folder)
+        handle = lock.open("w")
     with handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OutputExistsError(f"{folder} is being written by another process; wait for it") from None
-        if new and not force and (folder / MANIFEST).exists():
-            raise OutputExistsError(f"{folder} holds an index; replace it with --force, or add to it with --add")
-        yield
+            ours = os.path.samestat(os.fstat(handle.fileno()), lock.stat())
+        except (BlockingIOError, FileNotFoundError):
+            ours = False
+        if not ours:  # held by another, or removed by one that built nothing
+            raise OutputExistsError(f"{folder} is being written by another process; wait for it")
+        try:
+            if new and not force and (folder / MANIFEST).exists():
+                raise OutputExistsError(f"{folder} holds an index; replace it with --force, or add to it with --add")
+            yield
+        finally:
+            if not (folder / MANIFEST).exists():
+                lock.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # one that is not empty any more stays
+                    for place in made:
+                        place.rmdir()
+
+
+def _make_folder(folder: Path) -> list[Path]:
+    """Make the folder, and give all folders that this made, the innermost first."""
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise OutputExistsError(f"{folder} is a file; an index is a folder: name another") from error
+    except NotADirectoryError as error:
+        raise StorageError(f"{folder} would lie inside a file, not a folder; choose another output") from error
+    return made
 
 
 def manifest_of(path: str | Path) -> Path:

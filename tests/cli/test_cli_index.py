@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from command_line import BASE, LEARN, QUERIES, TRUTH, contents, done, run
 
+from qinco_core.api import Codec
+from qinco_core.errors import StorageError
+from qinco_core.index import training_codes
+from qinco_core.index.index import Index
 from qinco_core.store import Store, load_results
 from qinco_core.vectors import open_vectors, write_vectors
 
@@ -106,6 +111,48 @@ def test_a_dry_run_writes_nothing(store, tmp_path):
     assert contents(tmp_path) == before
 
 
+def test_a_dry_run_counts_what_building_does(store, learn, monkeypatch):
+    monkeypatch.setattr(training_codes, "forecast", lambda *_, **__: {"seconds": 1e6, "memory_bytes": 1 << 40})
+    fitted = facts(store, "--dry-run", "--train", learn)
+    assert fitted["seconds"] > 1e6
+    assert fitted["memory_bytes"] == 1 << 40
+    assert str(learn) in done("index", "--store", store.root, "--dry-run", "--train", learn, *ONE).text
+    monkeypatch.setattr(Codec, "decode", None)  # building runs no network
+    assert 0 < facts(store, "--dry-run")["seconds"] < 100
+    ended = run("index", "--store", store.root, "--dry-run", "--train", "none.bvecs", *ONE)
+    assert (ended.code, "none.bvecs does not exist" in ended.complaint) == (2, True)
+
+
+def test_an_export_that_would_fail_changes_nothing(store, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    before = contents(store.root, [".lock"])
+    ended = run("index", "--add", "base", "--export", tmp_path / "base.faiss", "--store", store.root, *ONE)
+    assert (ended.code, "Faiss" in ended.complaint) == (1, True)
+    assert contents(store.root, [".lock"]) == before
+
+
+def interrupt(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def fill_the_disk(*_: object, **__: object) -> None:
+    raise StorageError("no room left")
+
+
+def test_who_interrupts_is_told_what_was_done(store, tmp_path, monkeypatch):
+    np.save(tmp_path / "gone.npy", np.arange(3))
+    monkeypatch.setattr(Index, "remove", interrupt)
+    call = ["index", "--remove", tmp_path / "gone.npy", "--store", store.root, *ONE]
+    assert "nothing was changed: start again" in run(*call).complaint
+    ended = run(*call, "--add", "base")
+    assert (ended.code, "--add is done: go on without it" in ended.complaint) == (130, True)
+    monkeypatch.setattr(Index, "remove", fill_the_disk)
+    assert "no room left; --add is done: go on without it" in run(*call, "--add", "base").complaint
+    monkeypatch.setattr(Index, "build", interrupt)
+    (store.index / "manifest.h5").write_bytes(b"damaged")
+    assert "nothing was changed: start again" in run("index", "base", "--force", "--store", store.root, *ONE).complaint
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
@@ -123,6 +170,10 @@ def test_a_dry_run_writes_nothing(store, tmp_path):
         (["--add", "base", "-o", "{tmp}/none"], 2, "holds no index"),
         (["--remove", "{tmp}/floats.npy"], 2, "ids are integers"),
         (["--export", "{tmp}/three.npy"], 2, "--force"),
+        (["--add", "base", "--export", "{tmp}/three.npy"], 2, "--force"),
+        (["--add", "base", "--remove", "{tmp}/none.npy"], 2, "none.npy does not exist"),
+        (["-o", "{tmp}/new", "--pairwise", "{store}/model.h5"], 1, "model"),
+        (["-o", "{store}/model.h5/index"], 1, "inside a file"),
     ],
 )
 def test_what_cannot_be_indexed(arguments, code, says, index_store, tmp_path):
@@ -131,10 +182,12 @@ def test_what_cannot_be_indexed(arguments, code, says, index_store, tmp_path):
     np.save(tmp_path / "floats.npy", np.zeros(3))
     places = {"store": index_store.root, "tmp": tmp_path}
     before = contents(tmp_path), contents(index_store.root, [".lock"])
+    folders = [path for path in tmp_path.iterdir() if path.is_dir()]
     ended = run("index", *(str(a).format(**places) for a in arguments), "--store", index_store.root, *ONE)
     assert (ended.code, ended.out) == (code, b""), ended.err
     assert says in ended.complaint
     assert (contents(tmp_path), contents(index_store.root, [".lock"])) == before
+    assert [path for path in tmp_path.iterdir() if path.is_dir()] == folders
 
 
 def test_codes_of_another_model_are_refused(store, model):

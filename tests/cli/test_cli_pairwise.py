@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from command_line import BASE, LEARN, QUERIES, contents, done, run
 
+from qinco_core.index import training_codes
 from qinco_core.store import Store, load_pairwise, read_header
 
 FEW = ("--limit", 2000, "--sample", 5000, "--threads", 1, "-q")
@@ -64,13 +65,25 @@ def test_info_and_verify_know_it(store):
     assert "tables" in done("verify", store.pairwise).text
 
 
-def test_dry_run_writes_nothing(store):
+def test_dry_run_writes_nothing(store, model, codes):
     before = contents(store.root)
     found = json.loads(done("pairwise", LEARN, "--store", store.root, *FEW, "--dry-run", "--json").out)
     assert (found["vectors"], found["tables"]) == (2000, 6)
     assert found["seconds"] > 0
     assert contents(store.root) == before
     assert "would write" in done("pairwise", LEARN, "--store", store.root, *FEW, "--dry-run").text
+    searched = ["--model", model, "--base", codes]
+    said = done("pairwise", LEARN, "--store", store.root, *searched, *FEW, "--dry-run").text
+    assert f"10,000 codes to be searched, {codes}" in said
+
+
+def test_who_interrupts_is_told_that_nothing_was_written(store, monkeypatch):
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training_codes, "fit_to_vectors", interrupt)
+    ended = run("pairwise", LEARN, "--store", store.root, *FEW)
+    assert (ended.code, "nothing was written: start again" in ended.complaint) == (130, True)
 
 
 @pytest.mark.parametrize(

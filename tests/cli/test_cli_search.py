@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import BASE, PATIENCE, QUERIES, TEXT, TRUTH, contents, done, run, start
+from command_line import BASE, LEARN, PATIENCE, QUERIES, TEXT, TRUTH, contents, done, run, start
 
 from qinco_core.config import SearchConfig
+from qinco_core.index import report
 from qinco_core.index.index import Index
 from qinco_core.index.tune import Point, Setting
 from qinco_core.store import Store, load_results, read_header
@@ -137,11 +138,13 @@ def test_a_reader_that_stops_is_no_error(all_codes):
         ([QUERIES, "--nprobe", 4], 2, "--nprobe is of an index"),
         ([QUERIES, "--recall", 0.9], 2, "--recall is of an index"),
         ([QUERIES, "--rerank", "exact:x.npy"], 2, "--rerank is of an index"),
+        ([QUERIES, "--pairwise", "{tmp}/p.h5"], 2, "--pairwise is of an index"),
         ([QUERIES, "--index", "{tmp}"], 2, "give one of them"),
         ([QUERIES, "--metric", "l1"], 2, "there are l2, ip, cosine"),
         ([QUERIES, "--json", "-o", "-"], 2, "both write to stdout"),
         ([QUERIES, "--name", "a", "-o", "r.h5"], 2, "give one of the two"),
         ([QUERIES, "--groundtruth", QUERIES], 2, "ground truth is ids"),
+        ([QUERIES, "--groundtruth", LEARN, "--limit", 50], 2, "ground truth is ids, int32 or int64"),
         ([QUERIES, "--groundtruth", "{tmp}/short.ivecs"], 2, "10 rows for 500 queries"),
         ([QUERIES, "--groundtruth", "{tmp}/beyond.ivecs"], 2, "names the vector 10000, but the largest"),
         ([QUERIES, "--allow", "{tmp}/floats.npy"], 2, "ids are integers"),
@@ -256,6 +259,27 @@ def test_the_latency_of_single_queries(indexed):
     assert one["stages"][-1]["recall"] == many["stages"][-1]["recall"]
 
 
+def test_an_index_without_a_pairwise_decoder(index_store, indexed, tmp_path):
+    with open_vectors(LEARN, limit=3000) as learn:
+        Index.build(tmp_path / "index", index_store.model, index_store.codes("base"), train=learn).close()
+    plain = [QUERIES, "--index", tmp_path / "index", "--limit", 2, *indexed]
+    assert "leave --n-mid out" in run("search", *plain, "--n-mid", 400).complaint
+    assert "leave --pairwise out" in run("search", *plain, "--pairwise", index_store.pairwise).complaint
+    done("search", *plain, "--n-mid", 0)
+
+
+@pytest.mark.parametrize(
+    ("output", "says"), [("-", "what was printed is not all"), ("{tmp}/r.h5", "nothing was written")]
+)
+def test_who_interrupts_is_told_what_there_is(output, says, indexed, tmp_path, monkeypatch):
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(report, "search_batches", interrupt)
+    ended = run("search", QUERIES, *indexed, "-o", output.format(tmp=tmp_path))
+    assert (ended.code, f"{says}: start again" in ended.complaint) == (130, True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
@@ -269,6 +293,9 @@ def test_the_latency_of_single_queries(indexed):
         (["--rerank", f"exact:{QUERIES}"], 2, "ids up to 9999"),
         (["--rerank", "exact:none.npy"], 2, "does not exist"),
         (["--recall", 0.5, "--nprobe", 4], 2, "leave --nprobe out"),
+        (["--n-exact", 50], 2, "--n-exact is of the stage exact, but the last one is --rerank qinco"),
+        (["--n-mid", 50, "--rerank", "none"], 2, "--n-mid is of the stage pairwise"),
+        (["--n-short", 50, "--rerank", "pairwise"], 2, "--n-short is of the stage qinco"),
         (["-k", 10_001], 2, "ask for 1 to 10000"),
         (["--index", "{tmp}"], 2, "holds no index"),
         (["--groundtruth", "{tmp}/beyond.ivecs"], 2, "names the vector 10000"),

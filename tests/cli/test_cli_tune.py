@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from command_line import BASE, QUERIES, TEXT, TRUTH, contents, done, run, start, wait_until
 
+from qinco_core.config import SearchConfig
 from qinco_core.index import bench
 from qinco_core.index.index import Index
+from qinco_core.index.tune import Point, pareto
 from qinco_core.store import Store
 from qinco_core.vectors import write_vectors
 
@@ -67,6 +69,33 @@ def test_the_same_command_measures_nothing_twice(store):
         assert {entry["at"] for entry in opened.front} == {1, 10}
 
 
+def front(store: Store) -> list[dict]:
+    with Index.open(store.index) as opened:
+        return opened.front
+
+
+def test_a_run_that_sees_less_keeps_the_front_that_is_there(store):
+    tune(store, "--groundtruth", TRUTH)
+    whole = front(store)
+    with Index.open(store.index) as opened:
+        little = opened.memory_bytes(SearchConfig(rerank="none"))
+    small = tune(store, "--groundtruth", TRUTH, "--memory", little)["front"]
+    assert {point["params"]["rerank"] for point in small} == {"none"}
+    assert len(small) < len(whole)
+    assert front(store) == whole
+    others = ["tune", QUERIES, "--store", store.root, *FEW, "--skip", 100, "--groundtruth", TRUTH, "--time", "1ms"]
+    assert "keeps those of another run" in done(*others).err
+    assert front(store) == whole
+
+
+def test_runs_cut_short_add_up(store):
+    for _ in range(2):
+        tune(store, "--groundtruth", TRUTH, "--time", "1ms")
+    best = pareto(Point.parse(line) for line in noted(store))
+    assert [Point.parse(entry) for entry in front(store)] == best
+    assert len(noted(store)) == 2
+
+
 def test_true_neighbours_can_be_computed(store):
     given = tune(store, "--groundtruth", TRUTH, "--time", "300ms")
     computed = tune(store, "--base", BASE, "--time", "300ms")
@@ -74,6 +103,10 @@ def test_true_neighbours_can_be_computed(store):
     for point in given["front"] + computed["front"]:
         assert recall[json.dumps(point["params"])] == point["recall"]
     assert tune(store, "--base", BASE, "--metric", "cosine", "--time", "1ms")["setting"]["metric"] == "cosine"
+
+
+def test_a_batch_is_no_larger_than_the_queries(store):
+    assert tune(store, "--groundtruth", TRUTH, "--time", "1ms")["setting"]["batch"] == 100
 
 
 def test_single_queries_are_a_setting_of_their_own(store):

@@ -22,6 +22,7 @@ from qinco_core.index.tune import (
     explore,
     fastest,
     grid,
+    known_points,
     merge_front,
     operating_point,
     pareto,
@@ -161,6 +162,7 @@ def test_a_new_front_replaces_only_its_own_setting():
     again = merge_front(both, [point(0.9, 0.3)], ten)
     assert again == [both[2], {**ten.fields(), **point(0.9, 0.3).fields()}]
     json.dumps(again)
+    assert known_points(again, one) == [point(0.8, 0.4)]
 
 
 def test_search_takes_the_fastest_known_point():
@@ -174,6 +176,7 @@ def test_search_takes_the_fastest_known_point():
 
     assert [chosen(0.1), chosen(0.9), chosen(0.91)] == [2, 8, 16]
     assert chosen(0.9, single=True) == 4
+    assert chosen(0.95, single=True) == 16
     with pytest.raises(UsageError, match=r"R@10 = 0\.99; the best reaches 0\.950\. Ask for less"):
         chosen(0.99)
     for how in ({"at": 1}, {"metric": "ip"}):
@@ -249,3 +252,16 @@ def test_a_bench_measures_what_the_index_finds(index_store, sift_learn, monkeypa
             assert 0 < measured.seconds < 1
         assert len({each.key for each in benches}) == 4
         assert benches[0].key == Bench(opened, xq.copy(), truth, settings[0]).key
+        assert Bench(opened, xq, truth, Setting(batch=1000)).setting == Setting(batch=60)
+
+
+def test_timings_are_of_a_machine_and_a_precision(index_store, monkeypatch):
+    xq, truth = np.zeros((3, 128), np.float32), np.zeros((3, 1), np.int32)
+
+    def key(precision: str) -> str:
+        with Index.open(index_store.index, threads=1, precision=precision) as opened:
+            return Bench(opened, xq, truth, Setting()).key
+
+    keys = {key("float32"), key("bfloat16")}
+    monkeypatch.setattr(bench, "_processor", lambda: "another")
+    assert len(keys | {key("float32")}) == 3

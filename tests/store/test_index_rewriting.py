@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import resource
 import shutil
 import signal
@@ -76,7 +77,7 @@ def test_a_full_disk_leaves_nothing_of_a_new_index(store, codec, tmp_path):
     arguments = tmp_path / "new", codec, store.codes("base")
     with small_files(30_000), pytest.raises(StorageError, match="no room left to write"):
         Index.build(*arguments, pairwise=store.pairwise)
-    assert names(tmp_path / "new") == set()
+    assert not (tmp_path / "new").exists()
     with small_files(30_000), pytest.raises(StorageError, match="no room left to write"):
         Index.build(store.index, *arguments[1:], pairwise=store.pairwise, force=True)
     assert verify(store.index).ok and len(load_index(store.index).flat["ids"]) == 10_000
@@ -153,6 +154,27 @@ def test_a_new_index_takes_no_place_of_another(tmp_path):
         pass
     (tmp_path / "file").write_bytes(b"mine")
     with pytest.raises(OutputExistsError, match="is a file"), locked(tmp_path / "file", new=True, force=False):
+        pass
+    inside = tmp_path / "file" / "index"
+    with pytest.raises(StorageError, match="inside a file"), locked(inside, new=True, force=False):
+        pass
+
+
+def test_nothing_stays_where_nothing_was_built(tmp_path):
+    with locked(tmp_path / "some" / "index", new=True, force=False):
+        pass
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "mine").mkdir()
+    with locked(tmp_path / "mine", new=True, force=False):
+        (tmp_path / "mine" / "file").touch()
+    assert names(tmp_path) == {"mine"} and [p.name for p in (tmp_path / "mine").iterdir()] == ["file"]
+
+
+def test_a_lock_that_its_holder_removed_is_not_taken(tmp_path, monkeypatch):
+    write(tmp_path, 10, 1)
+    flock = fcntl.flock
+    monkeypatch.setattr(fcntl, "flock", lambda *how: ((tmp_path / ".lock").unlink(), flock(*how)))
+    with pytest.raises(OutputExistsError, match="another process"), locked(tmp_path, new=False, force=False):
         pass
 
 
