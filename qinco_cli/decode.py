@@ -82,7 +82,7 @@ def decode(
 def open_codes(name: str, codec: Codec, store: str | None, raw: bool) -> Iterator[tuple[Iterator[Any], int | None]]:
     """Rows of codes from an artifact, a stream or raw bytes, batch by batch, and their number if known."""
     from qinco_core.files import existing_file
-    from qinco_core.jobs import check_codes, code_batches, read_raw
+    from qinco_core.jobs import code_batches, read_raw
     from qinco_core.store import StreamReader, is_stream
     from qinco_core.store import open_codes as open_artifact
 
@@ -92,7 +92,7 @@ def open_codes(name: str, codec: Codec, store: str | None, raw: bool) -> Iterato
             yield read_raw(codec, handle, "<stdin>"), None
             return
         reader = StreamReader(handle)
-        check_codes(codec, reader.spec, "the codes from stdin")
+        codec.check_codes(reader.spec, "the codes from stdin")
         yield code_batches(reader), reader.count
         return
     path = existing_file(find_codes(name, store))
@@ -102,11 +102,11 @@ def open_codes(name: str, codec: Codec, store: str | None, raw: bool) -> Iterato
                 yield read_raw(codec, file, str(path)), None
                 return
             reader = StreamReader(file)
-            check_codes(codec, reader.spec, str(path))
+            codec.check_codes(reader.spec, path)
             yield code_batches(reader), reader.count
         return
     with open_artifact(path) as artifact:
-        check_codes(codec, artifact.spec, str(path))
+        codec.check_codes(artifact.spec, path)
         yield code_batches(artifact), len(artifact)
 
 

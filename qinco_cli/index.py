@@ -16,10 +16,7 @@ if TYPE_CHECKING:
     from qinco_cli.console import Console
     from qinco_core.api import Codec
     from qinco_core.index.index import Index
-    from qinco_core.store import CodesFile
     from qinco_core.vectors import VectorFile
-
-_GRAPH = 1024  # centroids in a graph that is built to see how long it takes
 
 
 def register(app: typer.Typer) -> None:
@@ -140,13 +137,14 @@ def _change(
 ) -> dict[str, Any]:
     """Add, then remove, then export, whatever is asked; gives the figures."""
     from qinco_cli.decode import find_codes
+    from qinco_core.index.faiss_export import check_export
 
     facts: dict[str, Any] = {}
     tuned = bool(opened.front)
     # what may be refused is, before anything is changed: a second try would add the codes twice
     more_ids, gone = opt.read_ids(ids), opt.read_ids(changes["remove"])
     if changes["export"] is not None:
-        _check_export(opened, changes["export"], force)
+        check_export(opened.config.K, changes["export"], force=force)
     with _saying_what_is_done(opened.folder, [f"--{name}" for name in ("add", "remove") if changes[name] is not None]):
         if changes["add"] is not None:
             before = len(opened)
@@ -163,18 +161,6 @@ def _change(
     if tuned and not opened.front:
         console.note("the operating points were of the index as it was: find new ones with qinco tune")
     return facts
-
-
-def _check_export(opened: Index, path: Path, force: bool) -> None:
-    """Refuse an export that would fail."""
-    from qinco_core.errors import UsageError
-    from qinco_core.files import check_output
-    from qinco_core.optional import import_faiss
-
-    import_faiss()
-    if opened.config.K > 256:
-        raise UsageError(f"--export: an index of Faiss has 8 bits for a symbol at most, but K is {opened.config.K}")
-    check_output(path, force=force)
 
 
 @contextmanager
@@ -209,11 +195,10 @@ def _generation(folder: Path) -> int:
 def _finish(opened: Index, facts: dict[str, Any], console: Console, as_json: bool) -> None:
     """Say what the index is now."""
     from qinco_cli.console import print_json, size
-    from qinco_core.store.index import load_index
 
     N = len(opened)
     total = sum(path.stat().st_size for path in opened.folder.iterdir())
-    width = sum(array.nbytes for array in load_index(opened.folder).flat.values()) / max(N, 1)
+    width = opened.bytes_per_entry
     console.note(
         f"{N:,} vectors in {opened.nlist:,} lists, {width:g} bytes each; {size(total)} with centroids and codebooks"
     )
@@ -227,13 +212,13 @@ def _report(
 ) -> None:
     from qinco_cli.console import duration, print_json, print_pairs, size
     from qinco_core.errors import UsageError
-    from qinco_core.index.forecast import bytes_per_entry
-    from qinco_core.jobs import check_codes, estimate
+    from qinco_core.index.forecast import building_seconds, bytes_per_entry
+    from qinco_core.jobs import estimate
     from qinco_core.store import open_codes
 
     pairwise, train = books.get("pairwise"), books.get("train")
     with open_codes(source) as codes:
-        check_codes(codec, codes.spec, str(source))
+        codec.check_codes(codes.spec, source)
         count, largest = len(codes), (1 << 63) - 1 if codes.with_ids else len(codes) - 1
         numbers = opt.read_ids(ids)
         if numbers is not None and len(numbers) != count:
@@ -242,10 +227,8 @@ def _report(
             largest = int(numbers.max()) if len(numbers) else -1
         width = bytes_per_entry(codec, pairwise, largest)
         sorting = min(memory, 2 * count * width)
-        passes = -(-count // max(1 << 16, memory // (2 * width)))
-        pace = _seconds_a_code(codec, codes, pairwise, passes)
+        pace = building_seconds(codec, codes, pairwise, memory, width) / max(1, count)
     found = estimate(lambda n: n * pace, count, width, codec, sorting // (16 * codec.config.D)).as_dict()
-    found["seconds"] += _graph_seconds(codec)
     if train is not None:
         fitting = _fitting(codec, train)
         found["seconds"] += fitting["seconds"]
@@ -264,40 +247,6 @@ def _report(
             ("time", f"about {duration(found['seconds'])} on {codec.plan}"),
         ]
     )
-
-
-def _seconds_a_code(codec: Codec, codes: CodesFile, pairwise: Path | None, passes: int) -> float:
-    """Measured on one chunk: a code is read to be counted and once in every pass, in one of which it gets its norms."""
-    import numpy as np
-
-    from qinco_core.index.pairwise import Pairwise
-    from qinco_core.index.rewrite import Writer
-
-    c = codec.config
-    assert codec.header is not None
-    decoder = None if pairwise is None else Pairwise.load(pairwise, codec.header, codec.centroids)
-    additive = np.zeros((c.M, c.K, c.D), np.float32) if decoder is None else decoder.additive_MKD
-    norms = Writer(Path(), codec, additive, decoder, 0).estimator.norms
-    norms(codes.rows(0, min(len(codes), 64)))  # the first call compiles
-    started = time.perf_counter()
-    rows = codes.rows(0, min(len(codes), codes.chunk_rows))
-    read = time.perf_counter()
-    norms(rows)
-    return ((1 + passes) * (read - started) + time.perf_counter() - read) / max(1, len(rows.codes))
-
-
-def _graph_seconds(codec: Codec) -> float:
-    """What the graph of the centroids takes, by that of some of them."""
-    from qinco_core.index.coarse import Coarse
-    from qinco_core.index.rewrite import GRAPH_FROM
-
-    centroids = codec.centroids
-    if centroids is None or len(centroids) < GRAPH_FROM:
-        return 0.0
-    some = Coarse(centroids[:_GRAPH], threads=codec.plan.threads, device="cpu")
-    started = time.perf_counter()
-    some.nearest(centroids[:1], 1, ef=1)  # builds it
-    return (time.perf_counter() - started) * len(centroids) / len(some.centroids)
 
 
 def _fitting(codec: Codec, train: VectorFile) -> dict[str, Any]:

@@ -113,7 +113,7 @@ def _explain(error: BaseException) -> int:
     if isinstance(error, BrokenPipeError):
         return 141  # whoever read our output has enough
     if isinstance(error, KeyboardInterrupt):
-        code, text = 130, text or "interrupted"
+        code, text = 130, text or "interrupted; start again with the same command"
     elif isinstance(error, MemoryError):
         text = f"out of memory ({text}); use --limit, or a smaller model"
     elif isinstance(error, QincoError):

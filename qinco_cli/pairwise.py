@@ -66,7 +66,7 @@ def pairwise(
     from qinco_core.errors import UsageError
     from qinco_core.files import check_output
     from qinco_core.index.pairwise_fit import FitConfig, check_fit
-    from qinco_core.jobs import check_codes, check_dimension
+    from qinco_core.jobs import check_dimension
     from qinco_core.store import Store, open_codes
     from qinco_core.vectors import open_vectors
 
@@ -82,7 +82,7 @@ def pairwise(
         known = None if codes is None else stack.enter_context(open_codes(find_codes(codes, store)))
         searched = None if base is None else stack.enter_context(open_codes(find_codes(base, store)))
         if searched is not None:
-            check_codes(codec, searched.spec, str(searched.path))
+            codec.check_codes(searched.spec, searched.path)
         if dry_run:
             _report(codec, vectors, known, searched, target, config, json_)
             return

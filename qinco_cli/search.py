@@ -95,6 +95,7 @@ def search(
 ) -> None:
     """Find the nearest neighbours of queries."""
     from qinco_cli.console import Console
+    from qinco_core.index.found import chosen_ids
     from qinco_core.index.report import Request, search_batches
     from qinco_core.store import create_results
 
@@ -110,8 +111,8 @@ def search(
         params = _params(searcher, given, recall, at, k, metric, size, console)
         originals = _originals(stack, rerank, searcher)
         _check(searcher, label, source, k, params)
-        limits = _limits(allow, deny)
-        request = Request(k, params, opt.check_metric(metric), **limits, originals=originals)
+        chosen = chosen_ids(opt.read_ids(allow), opt.read_ids(deny))
+        request = Request(k, params, opt.check_metric(metric), chosen, originals)
         truth = _truth(stack, groundtruth, source, searcher, skip, limit)
         sink = None
         if target is not None:
@@ -288,16 +289,6 @@ def _check(searcher: Index | Exhaustive, label: str, source: VectorSource, k: in
         raise UsageError(f"-k {k} of {len(searcher)} vectors cannot be: ask for 1 to {len(searcher)}")
     if params and params.nprobe > searcher.nlist:
         raise UsageError(f"--nprobe {params.nprobe} of {searcher.nlist} lists cannot be: use {searcher.nlist} or fewer")
-
-
-def _limits(allow: str | None, deny: str | None) -> dict[str, Any]:
-    """The ids to find or not to find."""
-    import numpy as np
-
-    wanted, unwanted = opt.read_ids(allow), opt.read_ids(deny)
-    if wanted is not None and unwanted is not None:
-        wanted, unwanted = np.setdiff1d(wanted, unwanted), None
-    return {"allow": wanted, "deny": unwanted}
 
 
 def _truth(

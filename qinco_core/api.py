@@ -23,9 +23,9 @@ from qinco_core.codec.network import Network
 from qinco_core.codec.packing import pack, symbol_dtype, truncate, unpack
 from qinco_core.codec.precision import Plan, plan
 from qinco_core.config import EncodeConfig, ModelConfig
-from qinco_core.errors import DimensionError, OutputExistsError, UsageError, VectorFileError
+from qinco_core.errors import DimensionError, LineageError, OutputExistsError, UsageError, VectorFileError
 from qinco_core.progress import Progress
-from qinco_core.store import CodeRows, CodesSpec, Header, Parent, load_model, save_model
+from qinco_core.store import CodeRows, CodesSpec, Header, Parent, check_lineage, load_model, save_model
 from qinco_core.store.lists import check_lists, list_bits
 from qinco_core.training.coarse import Centroids, coarse_codebook
 from qinco_core.training.log import TrainingLog
@@ -205,6 +205,19 @@ class Codec:
     def bytes_per_vector(self) -> float:
         """What a vector takes: its packed code, and the bits of its list number if there is one."""
         return self.config.code_bytes + list_bits(self.config.ivf_K) / 8
+
+    def check_codes(self, spec: CodesSpec, name: object) -> None:
+        """Check that codes are of this model; `name` is what the message calls them.
+
+        Raises:
+            LineageError: they are not; the message names both models.
+            UsageError: the model was never saved, so that no codes are of it.
+        """
+        if self.header is None:
+            raise UsageError("save the model first: codes name the model that made them")
+        check_lineage(spec, self.header, codes=name)
+        if spec.ivf_K != self.config.ivf_K:
+            raise LineageError(f"{name} have {spec.ivf_K} lists, but their model has {self.config.ivf_K}; encode again")
 
     @property
     def identity(self) -> Parent:

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from qinco_core.api import Codec
 from qinco_core.config import EncodeConfig
-from qinco_core.errors import DimensionError, LineageError, StreamError, UsageError, VectorFileError
+from qinco_core.errors import DimensionError, StreamError, UsageError, VectorFileError
 from qinco_core.files import check_output, storage_errors
 from qinco_core.progress import Progress
-from qinco_core.store import CodeRows, CodesSpec, StreamWriter, check_lineage, create_codes
+from qinco_core.store import CodeRows, StreamWriter, create_codes
 from qinco_core.store.artifact import write_all
 from qinco_core.vectors import VectorFile, VectorSource, VectorWriter
 
@@ -381,17 +381,3 @@ def estimate(
 def code_batches(source: Any) -> Iterator[CodeRows]:
     """The rows of an open artifact or stream, batch by batch."""
     yield from source.batches(_DECODE_ROWS) if hasattr(source, "batches") else source
-
-
-def check_codes(codec: Codec, spec: CodesSpec, name: str) -> None:
-    """Check that codes are of this model.
-
-    Raises:
-        LineageError: they are not; the message names both.
-        UsageError: the model was never saved, so that no codes are of it.
-    """
-    if codec.header is None:
-        raise UsageError("save the model first: codes name the model that made them")
-    check_lineage(spec, codec.header, codes=name)
-    if spec.ivf_K != codec.config.ivf_K:
-        raise LineageError(f"{name} have {spec.ivf_K} lists, but their model has {codec.config.ivf_K}; encode again")

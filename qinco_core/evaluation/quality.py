@@ -94,8 +94,10 @@ def check_truth(truth: Array, queries: int, vectors: VectorFile) -> None:
     """Check that ground truth is of these queries and vectors.
 
     Raises:
-        UsageError: another number of rows, or ids that are not there.
+        UsageError: no ids, another number of rows, or ids that are not there.
     """
+    if truth.dtype.kind not in "iu" or truth.dtype.itemsize < 4:  # bytes are vectors
+        raise UsageError(f"ground truth holds {truth.dtype}; it is ids, int32 or int64")
     if len(truth) != queries:
         raise UsageError(f"ground truth has {len(truth)} rows for {queries} queries: they must be of the same file")
     if truth[:, 0].max() >= len(vectors):

@@ -73,16 +73,13 @@ class Bench:
     @property
     def key(self) -> str:
         """What the measurements are of: index, queries, neighbours, setting and machine."""
-        marks = [hashlib.blake2b(np.ascontiguousarray(a).data, digest_size=16).hexdigest() for a in self._parts]
+        parts = self._xq, self._truth[:, :1]
+        marks = [hashlib.blake2b(np.ascontiguousarray(a).data, digest_size=16).hexdigest() for a in parts]
         fields = {"index": self._index.header.fingerprint, "queries": marks[0], "truth": marks[1]}
         plan = self._index.codec.plan
         gpu = torch.cuda.get_device_name(plan.device) if plan.device.type == "cuda" else None
         machine = {"precision": plan.precision, "device": plan.device.type, "cpu": _processor(), "gpu": gpu}
         return fingerprint_of(fields | self.setting.fields() | machine)
-
-    @property
-    def _parts(self) -> tuple[Array, Array]:
-        return self._xq, self._truth[:, :1]
 
     def __call__(self, params: SearchConfig) -> Point:
         """Recall, and the median of repeated timings after a warm-up."""

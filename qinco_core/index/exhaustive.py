@@ -18,15 +18,12 @@ from qinco_core.config import Metric, SearchConfig
 from qinco_core.errors import UsageError
 from qinco_core.index.found import Found, Stage, check_queries, chosen_ids, is_chosen
 from qinco_core.index.kernels import Chosen
-from qinco_core.jobs import check_codes
 from qinco_core.store import CodeRows, CodesFile, Header
 from qinco_core.vectors import VectorFile
 
 _ROWS = 1 << 14  # codes decoded at a time
 _ENTRIES = 1 << 22  # scores held at a time
 _WORST = torch.iinfo(torch.int64).max
-
-Ids = NDArray[np.int64]
 
 
 class Exhaustive:
@@ -51,7 +48,7 @@ class Exhaustive:
         Raises:
             LineageError: another model made them.
         """
-        check_codes(codec, codes.spec, str(codes.path))
+        codec.check_codes(codes.spec, codes.path)
         self.dim = codec.config.D
         self._codec = codec
         self._codes = codes

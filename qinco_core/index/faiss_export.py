@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from qinco_core.codec.packing import unpack
 from qinco_core.errors import UsageError
-from qinco_core.files import atomic_output, storage_errors
+from qinco_core.files import atomic_output, check_output, storage_errors
 from qinco_core.index.additive import additive_sums
 from qinco_core.index.rewrite import GRAPH_FROM
 from qinco_core.optional import import_faiss
@@ -39,18 +39,24 @@ def export_faiss(stored: StoredIndex, path: str | Path, *, force: bool = False) 
         UsageError: symbols are of more than 8 bits, which such an index has no room for.
         StorageError: the disk is full or read-only.
     """
-    faiss = import_faiss()
+    faiss = check_export(stored.arrays["additive"].shape[1], path, force=force)
     with atomic_output(path, force=force) as temporary:
         raw = faiss.serialize_index(_index(faiss, stored))
         with storage_errors(path), temporary.open("wb") as handle:
             write_all(handle, raw)
 
 
+def check_export(K: int, path: str | Path, *, force: bool) -> Any:
+    """Refuse what cannot be exported, with the errors of `export_faiss`; gives the module of Faiss."""
+    if K > 256:
+        raise UsageError(f"symbols of K = {K} codewords do not fit an index of Faiss: it has 8 bits for one at most")
+    check_output(path, force=force)
+    return import_faiss()
+
+
 def _index(faiss: Any, stored: StoredIndex) -> Any:
     additive, centroids = stored.arrays["additive"], stored.arrays["centroids"]
     M, K, D = additive.shape
-    if K > 256:
-        raise UsageError(f"symbols of K = {K} codewords do not fit an index of Faiss: it has 8 bits for one at most")
     quantizer = faiss.IndexHNSWFlat(D, _LINKS) if len(centroids) >= GRAPH_FROM else faiss.IndexFlatL2(D)
     quantizer.add(centroids)
     bits = K.bit_length() - 1

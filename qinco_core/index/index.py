@@ -26,7 +26,6 @@ from qinco_core.index.pairwise import Pairwise
 from qinco_core.index.pairwise_fit import FitConfig
 from qinco_core.index.rewrite import Origin, Writer, centroids_of, identity, needed, origins, unchanged
 from qinco_core.index.training_codes import fit_to_vectors
-from qinco_core.jobs import check_codes
 from qinco_core.progress import Progress, Silent
 from qinco_core.store import Header, open_codes
 from qinco_core.store.index import StoredIndex, load_index, locked, save_manifest
@@ -102,7 +101,7 @@ class Index:
         codec = codec if isinstance(codec, Codec) else Codec.load(codec)
         folder = Path(path)
         with locked(folder, new=True, force=force), open_codes(codes) as file:
-            check_codes(codec, file.spec, str(file.path))
+            codec.check_codes(file.spec, file.path)
             decoder = None if pairwise is None else _load_pairwise(pairwise, codec)
             if decoder is not None:
                 additive = decoder.additive_MKD
@@ -209,6 +208,11 @@ class Index:
     def max_id(self) -> int:
         """The largest id, -1 of an empty index."""
         return int(self._stored.config["max_id"])
+
+    @property
+    def bytes_per_entry(self) -> float:
+        """Bytes of an entry in the flat arrays; 0 of an empty index."""
+        return sum(array.nbytes for array in self._stored.flat.values()) / max(1, len(self))
 
     @property
     def ids(self) -> NDArray[Any]:
@@ -370,7 +374,7 @@ class Index:
             UsageError: ids do not fit.
         """
         with locked(self.folder, new=False, force=False), open_codes(codes) as file:
-            check_codes(self.codec, file.spec, str(file.path))
+            self.codec.check_codes(file.spec, file.path)
             stored = self._reload()
             writer = Writer(self.folder, self.codec, stored.arrays["additive"], self._pairwise, memory)
             there, more = IndexSource(stored), CodesSource(file, writer.estimator, ids, stored.config["max_id"] + 1)

@@ -112,13 +112,23 @@ def write_lists(
     with ExitStack() as stack:
         for writer in writers.values():
             stack.enter_context(writer)
-        for first, last in ranges(counts, max(_FEWEST, memory // (2 * row_bytes))):
+        for first, last in ranges(counts, _most(row_bytes, memory)):
             one = last - first == 1
             for part in (_one_list if one else _sorted_lists)(sources, counts, columns, first, last, progress):
                 for n, writer in writers.items():
                     writer.append(part[n])
     progress.end()
     return {n: writer.entry for n, writer in writers.items()}
+
+
+def passes(N: int, row_bytes: int, memory: int) -> int:
+    """About how many passes N entries take."""
+    return -(-N // _most(row_bytes, memory))
+
+
+def _most(row_bytes: int, memory: int) -> int:
+    """Entries that are sorted together."""
+    return max(_FEWEST, memory // (2 * row_bytes))
 
 
 def ranges(counts: Array, most: int) -> list[tuple[int, int]]:

@@ -18,7 +18,6 @@ from qinco_core.errors import DimensionError, LineageError, UsageError
 from qinco_core.index.additive import sum_by_row
 from qinco_core.index.pairwise import Pairwise
 from qinco_core.index.pairwise_fit import FitConfig, Part, check_fit, fit_pairwise
-from qinco_core.jobs import check_codes
 from qinco_core.progress import Progress
 from qinco_core.store.codes import CodesFile
 from qinco_core.vectors import VectorFile
@@ -110,7 +109,7 @@ def check_training_codes(codec: Codec, vectors: VectorFile, codes: CodesFile) ->
     Raises:
         LineageError: they are not.
     """
-    check_codes(codec, codes.spec, str(codes.path))
+    codec.check_codes(codes.spec, codes.path)
     if len(codes) != len(vectors):
         raise LineageError(
             f"{codes.path} has {len(codes)} codes, but {vectors.name} has {len(vectors)} vectors; "
@@ -124,7 +123,7 @@ def base_codes(codec: Codec, base: CodesFile, config: FitConfig) -> Array:
     Raises:
         LineageError: they are of another model.
     """
-    check_codes(codec, base.spec, str(base.path))
+    codec.check_codes(base.spec, base.path)
     return _read(codec, base, even(len(base), config.rows(codec.config)))
 
 

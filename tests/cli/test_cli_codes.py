@@ -307,7 +307,7 @@ def test_a_job_stopped_at_once_leaves_nothing(many, model, tmp_path):
     time.sleep(0.2)  # the journal is being begun
     process.send_signal(signal.SIGINT)
     ended = finish(process)
-    assert (ended.code, ended.complaint) == (130, "qinco: interrupted")
+    assert (ended.code, ended.complaint) == (130, "qinco: interrupted; start again with the same command")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -321,7 +321,7 @@ def test_a_stopped_decode_leaves_what_was_there(model, codes, tmp_path):
     wait_until(lambda: len(list(tmp_path.iterdir())) == 2, process)
     process.send_signal(signal.SIGTERM)
     ended = finish(process)
-    assert (ended.code, ended.complaint) == (130, "qinco: interrupted")
+    assert (ended.code, ended.complaint) == (130, "qinco: interrupted; start again with the same command")
     assert contents(tmp_path) == {"x.fvecs": b"mine"}
 
 
