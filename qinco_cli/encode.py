@@ -145,7 +145,7 @@ def _to_artifact(codec: Codec, rows: Rows, target: Path, **options: Any) -> str:
         how = "continue with the same command and --resume"
         if rows.source.name == "<stdin>":
             how = "a stream cannot be resumed: start again with --force"
-        raise KeyboardInterrupt(f"interrupted; {how}" if partial_path(target).exists() else "interrupted") from None
+        raise KeyboardInterrupt(f"interrupted; {how}" if partial_path(target).exists() else "") from None
 
 
 def _report(codec: Codec, source: VectorSource, target: Path | None, search: EncodeConfig, as_json: bool) -> None:

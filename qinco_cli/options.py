@@ -140,6 +140,8 @@ def read_ids(path: str | None) -> Any:
         raise UsageError(f"{path} holds {ids.dtype} of shape {ids.shape}; ids are integers in one dimension")
     if ids.dtype.kind == "u" and ids.size and int(ids.max()) > np.iinfo(np.int64).max:
         raise UsageError(f"{path} holds the id {ids.max()}; ids are signed 64-bit integers")
+    if ids.size and int(ids.min()) < 0:
+        raise UsageError(f"{path} holds the id {ids.min()}; ids are 0 or more, for -1 means a missing result")
     return ids
 
 

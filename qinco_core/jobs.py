@@ -67,6 +67,8 @@ class Rows:
         N = self.source.count
         if self.ids is not None and N is not None and len(self.ids) != N:
             raise UsageError(f"{len(self.ids)} ids for {N} vectors of {self.source.name}: give one id a vector")
+        if self.ids is not None and len(self.ids) and self.ids.min() < 0:
+            raise UsageError(f"an id is {self.ids.min()}; ids are 0 or more, for -1 means a missing result")
 
     def row_ids(self, start: int, stop: int) -> Ids:
         """The ids of rows start..stop − 1: those given, or the rows' numbers in their file."""

@@ -185,6 +185,4 @@ def _checked_ids(ids: ArrayLike, count: int) -> Ids:
         raise UsageError(f"ids are integers, not {numbers.dtype}")
     if numbers.dtype == np.uint64 and numbers.size and numbers.max() > np.iinfo(np.int64).max:
         raise UsageError("an id is above 2^63 - 1; ids are signed 64-bit integers")
-    if numbers.size and numbers.min() < 0:
-        raise UsageError(f"an id is {numbers.min()}; ids are 0 or more, for -1 means a missing result")
     return numbers.astype("<i8", copy=False)

@@ -171,6 +171,7 @@ def test_ids(model, tmp_path):
     [
         ("too few", 2, "9 ids for 10000 vectors"),
         ("floats", 2, "ids are integers"),
+        ("negative", 2, "holds the id -1; ids are 0 or more"),
         ("empty", 1, "is no .npy file of ids"),
         ("text", 1, "is no .npy file of ids"),
         ("archive", 1, "is no .npy file of ids"),
@@ -182,6 +183,8 @@ def test_ids_that_cannot_be(kind, code, says, model, tmp_path):
         np.save(path, np.arange(9))
     elif kind == "floats":
         np.save(path, np.ones(10_000))
+    elif kind == "negative":
+        np.save(path, np.arange(10_000) - 1)
     elif kind == "archive":
         with path.open("wb") as file:
             np.savez(file, ids=np.arange(10_000))
