@@ -6,6 +6,7 @@ comes first: int32 [N, 1 + M].
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import tempfile
@@ -46,7 +47,6 @@ class Codec:
         training: figures of its training.
         header: the artifact's header when it came from a file, else None.
         path: that file.
-        engine: the fast encoder and decoder.
         parents: what the model was made from: the centroids of an IVF model.
     """
 
@@ -69,7 +69,11 @@ class Codec:
         self.path: Path | None = None
         self.parents = header.parents if header else parents
         self._checkpoint: Path | None = None
-        self.engine = Engine(network, plan)
+
+    @functools.cached_property
+    def engine(self) -> Engine:
+        """The fast encoder and decoder; its tables are made when they are first needed."""
+        return Engine(self.network, self.plan)
 
     @classmethod
     def load(

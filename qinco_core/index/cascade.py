@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from qinco_core.codec.engine import Engine
+from qinco_core.api import Codec
 from qinco_core.codec.packing import unpack
 from qinco_core.codec.workers import run_parallel, scratch
 from qinco_core.config import Metric, SearchConfig
@@ -72,9 +72,9 @@ class Candidates:
 class Cascade:
     """The stages over one open index; safe to share by threads."""
 
-    def __init__(self, stored: StoredIndex, engine: Engine, pairwise: Pairwise | None) -> None:
-        self.stored, self._engine, self._pairwise = stored, engine, pairwise
-        self._host = dataclasses.replace(engine.plan, device=torch.device("cpu"))
+    def __init__(self, stored: StoredIndex, codec: Codec, pairwise: Pairwise | None) -> None:
+        self.stored, self._codec, self._pairwise = stored, codec, pairwise
+        self._host = dataclasses.replace(codec.plan, device=torch.device("cpu"))
         arrays, flat = stored.arrays, stored.flat
         self._offsets, self._centroids, self._codes = arrays["offsets"], arrays["centroids"], flat["codes"]
         self._centroid_norms = np.square(self._centroids).sum(1)
@@ -91,12 +91,13 @@ class Cascade:
         self._scales = {look: Scale(**scale) for look, scale in stored.config["scales"].items()}
         M, K, D = arrays["additive"].shape
         self._M, self._K, self._bits = M, K, K.bit_length() - 1
-        dtype = engine.plan.dtype if engine.plan.device.type == "cpu" else torch.float32
+        dtype = codec.plan.dtype if codec.plan.device.type == "cpu" else torch.float32
         additive = torch.from_numpy(arrays["additive"].reshape(M * K, D))
         self._additive = additive.to(dtype)
         # tables are made of q − mean, which rounds less than q, and this is what the mean adds to them
         self._mean = self._centroids.mean(0)
         self._of_mean = additive @ torch.from_numpy(-2 * self._mean)
+        self._nothing = torch.zeros(M * K)
         self._probe = Probe(self._centroids, arrays.get("groups"), dtype)
 
     @property
@@ -181,13 +182,17 @@ class Cascade:
         self, q: Array, lists: Array, metric: Metric, chosen: kernels.Chosen, score: Array, place: Array
     ) -> None:
         scaled = torch.from_numpy(-2 * (q - self._mean) if metric == "l2" else -q).to(self._additive.dtype)
-        shape = len(q), len(self._additive)
-        products = torch.mm(scaled, self._additive.T, out=scratch("products", shape, scaled.dtype))
-        table = products if products.dtype == torch.float32 else scratch("table", shape).copy_(products)
-        if metric == "l2":
-            table += self._of_mean
-        lists = np.ascontiguousarray(lists)
-        kernels.scan(q, table.numpy(), lists, self._arrays, self._look(metric), chosen, score, place)
+        table, lists = self._table(scaled, metric).numpy(), np.ascontiguousarray(lists)
+        kernels.scan(q, table, lists, self._arrays, self._look(metric), chosen, score, place)
+
+    def _table(self, scaled: torch.Tensor, metric: Metric) -> torch.Tensor:
+        """What a symbol adds to a query's scores, float32 [Q, X]."""
+        offset = self._of_mean if metric == "l2" else self._nothing
+        table = scratch("table", (len(scaled), len(offset)))
+        if scaled.dtype == torch.float32:
+            return torch.addmm(offset, scaled, self._additive.T, out=table)
+        products = scratch("products", tuple(table.shape), scaled.dtype)
+        return torch.add(torch.mm(scaled, self._additive.T, out=products), offset, out=table)
 
     def _look(self, metric: Metric) -> kernels.Look:
         scale = self._scales["norms"]
@@ -230,20 +235,20 @@ class Cascade:
         """Scores by the network's reconstructions."""
         place = found.place[:, :n].ravel()
         score = np.empty(len(place), np.float32)
-        q = torch.from_numpy(found.q)
+        q, engine = torch.from_numpy(found.q), self._codec.engine
 
         def work(rows: slice) -> None:
             entry = np.maximum(place[rows], 0)
             codes = torch.from_numpy(unpack(self._codes[entry], self._M, self._K).astype(np.int64))
-            if self._engine.config.ivf_K:
+            if engine.config.ivf_K:
                 codes = torch.cat([torch.from_numpy(self._lists(entry))[:, None], codes], dim=1)
-            xhat = self._engine.decode_rows(codes.to(self._engine.plan.device)).cpu()
+            xhat = engine.decode_rows(codes.to(engine.plan.device)).cpu()
             query = torch.arange(rows.start, rows.stop) // n
             score[rows] = compare(q.index_select(0, query), xhat, metric).numpy()
 
-        size = _DECODED if self._engine.plan.device.type == "cpu" else 1 << 18
+        size = _DECODED if engine.plan.device.type == "cpu" else 1 << 18
         threads = min(self._host.threads, max(1, len(place) // _FEW))
-        run_parallel(work, _slices(len(place), size, threads), self._engine.plan)
+        run_parallel(work, _slices(len(place), size, threads), engine.plan)
         score[place < 0] = np.inf
         found.score[:, :n] = score.reshape(len(found.q), n)
 

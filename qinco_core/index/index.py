@@ -52,7 +52,7 @@ class Index:
         self._use(stored)
 
     def _use(self, stored: StoredIndex) -> None:
-        self._open = Cascade(stored, self.codec.engine, self._pairwise)
+        self._open = Cascade(stored, self.codec, self._pairwise)
 
     @property
     def _cascade(self) -> Cascade:
