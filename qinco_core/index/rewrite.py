@@ -150,10 +150,15 @@ def _recorded(parent: Parent, path: Path | None, folder: Path) -> dict[str, Any]
 def origins(stored: StoredIndex, kind: str) -> list[Origin]:
     """What an index was made from, of one kind, and where that was."""
     return [
-        (Parent(kind, source["fingerprint"]), (stored.folder / source["path"]) if source["path"] else None)
+        (Parent(kind, source["fingerprint"]), _place(stored.folder, source["path"]))
         for source in stored.config["sources"]
         if source["kind"] == kind
     ]
+
+
+def _place(folder: Path, path: str | None) -> Path | None:
+    """A recorded path from here."""
+    return None if path is None else Path(os.path.normpath(folder / path))
 
 
 def centroids_of(codec: Codec) -> list[Origin]:
