@@ -6,6 +6,7 @@ Symbols: N vectors of dimension D; Q queries with K results and T true neighbour
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -79,6 +80,16 @@ class ErrorSum:
         if self.mse == 0:
             return 0.0
         return self._error / self._deviation if self._deviation else float("inf")
+
+
+def check_id_type(dtype: np.dtype[Any], name: str) -> None:
+    """Check that ground truth can be ids.
+
+    Raises:
+        UsageError: it is of another type; bytes are vectors.
+    """
+    if dtype.kind not in "iu" or dtype.itemsize < 4:
+        raise UsageError(f"{name} holds {dtype}; ground truth is ids, int32 or int64")
 
 
 def recall_at(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from qinco_core.config import EncodeConfig, ModelConfig
 from qinco_core.errors import UsageError
-from qinco_core.evaluation.metrics import ErrorSum, recall_at
+from qinco_core.evaluation.metrics import ErrorSum, check_id_type, recall_at
 from qinco_core.evaluation.neighbors import exact_neighbors
 from qinco_core.progress import Progress
 from qinco_core.vectors import VectorFile
@@ -96,8 +96,7 @@ def check_truth(truth: Array, queries: int, vectors: VectorFile) -> None:
     Raises:
         UsageError: no ids, another number of rows, or ids that are not there.
     """
-    if truth.dtype.kind not in "iu" or truth.dtype.itemsize < 4:  # bytes are vectors
-        raise UsageError(f"ground truth holds {truth.dtype}; it is ids, int32 or int64")
+    check_id_type(truth.dtype, "the ground truth")
     if len(truth) != queries:
         raise UsageError(f"ground truth has {len(truth)} rows for {queries} queries: they must be of the same file")
     if truth[:, 0].max() >= len(vectors):

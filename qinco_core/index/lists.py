@@ -113,8 +113,11 @@ def write_lists(
         for writer in writers.values():
             stack.enter_context(writer)
         for first, last in ranges(counts, _most(row_bytes, memory)):
-            one = last - first == 1
-            for part in (_one_list if one else _sorted_lists)(sources, counts, columns, first, last, progress):
+            if last - first == 1:
+                parts = _one_list(sources, first, int(counts[first]), progress)
+            else:
+                parts = iter([_sorted_lists(sources, counts[first:last], columns, first, progress)])
+            for part in parts:
                 for n, writer in writers.items():
                     writer.append(part[n])
     progress.end()
@@ -143,18 +146,10 @@ def ranges(counts: Array, most: int) -> list[tuple[int, int]]:
     return found
 
 
-def _one_list(
-    sources: Sequence[EntrySource],
-    counts: Array,
-    columns: dict[str, Column],
-    first: int,
-    last: int,
-    progress: Progress,
-) -> Iterator[dict[str, Array]]:
-    """The entries of one list, batch by batch."""
-    left = int(counts[first])
+def _one_list(sources: Sequence[EntrySource], number: int, left: int, progress: Progress) -> Iterator[dict[str, Array]]:
+    """The entries of one list, `left` in all, batch by batch."""
     for source in sources:
-        for batch in source.entries(first, last):
+        for batch in source.entries(number, number + 1):
             left -= len(batch.lists)
             if left < 0:
                 raise ArtifactError(_CHANGED)
@@ -165,20 +160,15 @@ def _one_list(
 
 
 def _sorted_lists(
-    sources: Sequence[EntrySource],
-    counts: Array,
-    columns: dict[str, Column],
-    first: int,
-    last: int,
-    progress: Progress,
-) -> Iterator[dict[str, Array]]:
-    """The entries of the lists first..last - 1 in the order of their lists, at once."""
-    ends = np.cumsum(counts[first:last])
+    sources: Sequence[EntrySource], counts: Array, columns: dict[str, Column], first: int, progress: Progress
+) -> dict[str, Array]:
+    """The entries of as many lists as there are counts, from `first` on, in the order of their lists."""
+    ends = np.cumsum(counts)
     total = int(ends[-1])
     out = {n: np.empty((total, *c.shape), c.dtype) for n, c in columns.items()}
-    free = ends - counts[first:last]  # the next free place of every list
+    free = ends - counts  # the next free place of every list
     for source in sources:
-        for batch in source.entries(first, last):
+        for batch in source.entries(first, first + len(counts)):
             place = np.empty(len(batch.lists), np.int64)
             if not _take_places(batch.lists, first, free, ends, place):
                 raise ArtifactError(_CHANGED)
@@ -187,7 +177,7 @@ def _sorted_lists(
             progress.advance(len(place))
     if not np.array_equal(free, ends):
         raise ArtifactError(_CHANGED)
-    yield out
+    return out
 
 
 @njit(nogil=True, cache=True)

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from qinco_core.config import Metric, SearchConfig
 from qinco_core.errors import UsageError
-from qinco_core.evaluation.metrics import recall_at
+from qinco_core.evaluation.metrics import check_id_type, recall_at
 from qinco_core.index.found import Found
 from qinco_core.index.kernels import Chosen
 from qinco_core.progress import Progress
@@ -194,8 +194,7 @@ def check_truth(truth: VectorFile, queries: int | None, max_id: int) -> None:
     Raises:
         UsageError: it is no table of ids, has another number of rows, or names vectors that are not there.
     """
-    if truth.dtype.kind not in "iu" or truth.dtype.itemsize < 4:  # bytes are vectors
-        raise UsageError(f"{truth.name} holds {truth.dtype}; ground truth is ids, int32 or int64")
+    check_id_type(truth.dtype, truth.name)
     if queries is not None and queries != len(truth):
         raise UsageError(_mismatch(truth, f"{queries}"))
     largest = max(int(rows[:, 0].max()) for rows in truth.batches(1 << 16))

@@ -112,6 +112,7 @@ def test_baselines_learn_from_the_rest_of_the_validation_file(model):
         ([BASE, "--queries", TRUTH], 1, "dimension 100"),
         ([BASE, "--queries", QUERIES, "--groundtruth", QUERIES, "--limit", 100], 2, "ground truth"),
         ([BASE, "--queries", BASE, "--groundtruth", TRUTH], 2, "500 rows for 10000 queries"),
+        ([BASE, "--queries", QUERIES, "--groundtruth", BASE], 2, "holds uint8"),
         ([BASE, "--queries", QUERIES, "--groundtruth", TRUTH, "--limit", 100], 2, "leave --groundtruth out"),
         ([BASE, "--codes", "{codes}", "--limit", 100], 2, "100 vectors"),
         ([BASE, "--codes", "none"], 2, "none.h5 does not exist"),
