@@ -46,6 +46,21 @@ class DimensionError(QincoError, ValueError):
     """Two things whose dimensions do not fit."""
 
 
+class ForeignFileError(QincoError, ValueError):
+    """A file of another program that is damaged, incomplete, unsafe to load, or something else than it should be."""
+
+
+class DownloadError(QincoError, ConnectionError):
+    """A file that a server refuses, or that could not be fetched whole."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
+class ChecksumError(QincoError, ValueError):
+    """A fetched file that is not the one its checksum is of."""
+
+
 class ArtifactError(QincoError, ValueError):
     """An artifact that is corrupted, foreign, or of the wrong kind."""
 

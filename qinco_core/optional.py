@@ -20,6 +20,24 @@ def import_faiss() -> ModuleType:
     return _load("faiss", "Faiss", 'pip install "qinco[cpu]" (or "qinco[gpu]")')
 
 
+def import_onnx() -> ModuleType:
+    """The `onnx` module.
+
+    Raises:
+        DependencyError: it is not installed or does not load.
+    """
+    return _load("onnx", "ONNX", 'pip install "qinco[onnx]"')
+
+
+def import_onnxruntime() -> ModuleType:
+    """The `onnxruntime` module.
+
+    Raises:
+        DependencyError: it is not installed or does not load.
+    """
+    return _load("onnxruntime", "ONNX Runtime", 'pip install "qinco[onnx]"')
+
+
 def import_pyplot() -> ModuleType:
     """The `matplotlib.pyplot` module, drawing to files unless the program has set up a display before.
 

@@ -439,7 +439,7 @@ class Index:
 
 def _load_pairwise(path: str | Path, codec: Codec) -> Pairwise:
     assert codec.header is not None
-    return Pairwise.load(path, codec.header, codec.centroids)
+    return Pairwise.load(path, codec.header, codec.centroids).for_search()
 
 
 def _ids(ids: NDArray[Any], place: NDArray[np.int64]) -> NDArray[np.int64]:

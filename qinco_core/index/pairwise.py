@@ -11,7 +11,7 @@ Shapes: n codes, M symbols, K codewords, D dimension, T tables, R = K² rows, L 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -31,6 +31,7 @@ Floats = NDArray[np.float32]
 
 # codes whose rows are on their way from memory at a time
 AHEAD = 4
+_INT8 = 127
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class Pairwise:
         centroids_LD: float32 [L, D], not normalised; of a model without an IVF its one mean vector.
         additive_MKD: float32 [M, K, D].
         pairs_2T: the two streams of each table, int32.
-        tables_TRD: int8 [T, K², D], in units of `scale`; memory-mapped where it was loaded.
+        tables_TRD: int8 [T, K², D], in units of `scale`; memory-mapped where it was loaded. float32 in a decoder that
+            was imported, until `for_search` has made them int8.
         scale: what the tables' entries are multiplied by.
         list_symbols_LX: symbols of the lists, uint16 [L, X]; [1, 0] without an IVF.
         header: of the artifact it was loaded from.
@@ -51,7 +53,7 @@ class Pairwise:
     centroids_LD: Floats
     additive_MKD: Floats
     pairs_2T: NDArray[np.int32]
-    tables_TRD: NDArray[np.int8]
+    tables_TRD: Array
     scale: float
     list_symbols_LX: NDArray[np.uint16]
     header: Header | None = None
@@ -110,6 +112,28 @@ class Pairwise:
             path, config, arrays, self.tables_TRD, training=self.training, parents=parents, force=force
         )
 
+    def for_search(self) -> Self:
+        """The decoder as searches want it: int8 tables, and additive codebooks that know all a lone symbol tells.
+
+        A decoder that was imported has float32 tables and no additive codebooks. What each symbol of the code adds to
+        a table on average (its main effect) goes over to its additive codebook, and what is left is rounded. Others
+        are returned as they are.
+        """
+        if self.tables_TRD.dtype == np.int8:
+            return self
+        additive = self.additive_MKD.copy()
+        M, K, D = additive.shape
+        tables = np.array(self.tables_TRD, np.float32) * np.float32(self.scale)
+        for table_RD, pair in zip(tables, self.pairs_2T.T, strict=True):
+            square_KKD = table_RD.reshape(K, K, D)
+            for side, m in enumerate(pair):
+                if m < M:
+                    effect_KD = square_KKD.mean(axis=1 - side)
+                    additive[m] += effect_KD
+                    square_KKD -= np.expand_dims(effect_KD, 1 - side)
+        small, scale = quantize(tables)
+        return replace(self, additive_MKD=additive, tables_TRD=small, scale=scale)
+
     def streams(self, symbols_nM: Array, lists_n: Array | None) -> NDArray[np.uint16]:
         """The streams of codes, uint16 [n, S]: their symbols, then those of their lists."""
         lists = np.zeros(len(symbols_nM), np.int32) if lists_n is None else lists_n
@@ -117,6 +141,8 @@ class Pairwise:
 
     def interactions(self, symbols_nM: Array, lists_n: Array | None) -> Floats:
         """The sum s of the interaction rows of every code, float32 [n, D]."""
+        if self.tables_TRD.dtype != np.int8:
+            return self._plain_interactions(symbols_nM, lists_n)
         total = np.empty((len(symbols_nM), self.tables_TRD.shape[2]), np.float32)
         interactions(self.streams(symbols_nM, lists_n), self.pairs_2T, self.tables_TRD, self.scale, total)
         return total
@@ -128,12 +154,33 @@ class Pairwise:
 
     def decode(self, symbols_nM: Array, lists_n: Array | None) -> Floats:
         """The pairwise decoder's vectors c + a + s, float32 [n, D], in plain numpy: what the kernels are held to."""
-        streams_Sn = self.streams(symbols_nM, lists_n).T.astype(np.int64)
-        K, total = self.additive_MKD.shape[1], self.centroids_LD[0 if lists_n is None else lists_n]
+        total = self.centroids_LD[0 if lists_n is None else lists_n]
         total = total + sum(table_KD[k_n] for table_KD, k_n in zip(self.additive_MKD, symbols_nM.T, strict=True))
+        return np.asarray(total + self._plain_interactions(symbols_nM, lists_n), np.float32)
+
+    def _plain_interactions(self, symbols_nM: Array, lists_n: Array | None) -> Floats:
+        streams_Sn = self.streams(symbols_nM, lists_n).T.astype(np.int64)
+        total, K = np.zeros((len(symbols_nM), self.tables_TRD.shape[2]), np.float32), self.additive_MKD.shape[1]
         for table_RD, (first, second) in zip(self.tables_TRD, self.pairs_2T.T, strict=True):
-            total = total + np.float32(self.scale) * table_RD[streams_Sn[first] * K + streams_Sn[second]]
-        return np.asarray(total, np.float32)
+            total += np.float32(self.scale) * table_RD[streams_Sn[first] * K + streams_Sn[second]]
+        return total
+
+
+def quantize(tables: Floats) -> tuple[NDArray[np.int8], float]:
+    """Tables as int8 and the scale that they have in common; the few entries beyond it are clipped.
+
+    The given tables are overwritten.
+    """
+    if not tables.size:
+        return tables.astype(np.int8), 1.0
+    # of all entries all but one in 100,000
+    sample = np.abs(tables.reshape(-1)[:: max(1, tables.size >> 22)])
+    scale = float(np.quantile(sample, 1 - 1e-5)) / _INT8 or 1.0
+    out = np.empty(tables.shape, np.int8)
+    for table, small in zip(tables, out, strict=True):
+        np.rint(np.clip(table / np.float32(scale), -_INT8, _INT8), out=table)
+        small[:] = table
+    return out, scale
 
 
 @njit(nogil=True, cache=True)

@@ -32,7 +32,7 @@ from qinco_core.index.additive import (
     sum_by_row,
     take_away,
 )
-from qinco_core.index.pairwise import Pairwise
+from qinco_core.index.pairwise import Pairwise, quantize
 from qinco_core.index.recode import BOOKS, recode
 from qinco_core.progress import Progress
 from qinco_core.store.pairwise import MOST_TABLES
@@ -45,7 +45,6 @@ _COMPONENTS, _COMPARED = 16, 1 << 18
 # λ that are tried; the last one is a table of zeros
 _SHRINKAGES = (1.0, 2.0, 5.0, 10.0, 20.0, 40.0, 100.0, 400.0, np.inf)
 _MOST_SAMPLE_BYTES, _MOST_TABLE_BYTES = 1 << 29, 8 << 30
-_INT8 = 127
 
 
 class FitConfig(Frozen):
@@ -326,17 +325,3 @@ def _best_shrinkage(left: Floats, sums: Floats, counts: Floats) -> tuple[float, 
             break  # the error has one minimum
         best = shrinkage, error
     return best
-
-
-def quantize(tables: Floats) -> tuple[NDArray[np.int8], float]:
-    """Tables as int8 and the scale that they have in common; the few entries beyond it are clipped."""
-    if not tables.size:
-        return tables.astype(np.int8), 1.0
-    # of all entries all but one in 100,000
-    sample = np.abs(tables.reshape(-1)[:: max(1, tables.size >> 22)])
-    scale = float(np.quantile(sample, 1 - 1e-5)) / _INT8 or 1.0
-    out = np.empty(tables.shape, np.int8)
-    for table, small in zip(tables, out, strict=True):
-        np.rint(np.clip(table / np.float32(scale), -_INT8, _INT8), out=table)
-        small[:] = table
-    return out, scale

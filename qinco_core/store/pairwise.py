@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from qinco_core.config import ModelConfig
 from qinco_core.errors import ArtifactError
-from qinco_core.store.arrays import Entry, read_arrays, read_json, write_arrays
+from qinco_core.store.arrays import Entry, little_endian, read_arrays, read_json, write_arrays
 from qinco_core.store.artifact import (
     Header,
     Parent,
@@ -46,7 +46,8 @@ class StoredPairwise:
         additive_MKD: codebooks, float32 [M, K, D]; their sum is added to the list's centroid, or to `mean_D`.
         mean_D: float32 [D]: zeros for an IVF model, else what stands in place of the centroid.
         pairs_2T: the two streams of each table, int32: 0 to M − 1 are the code's symbols, from M on the list's.
-        tables_TRD: int8 [T, K², D], in units of `scale`, memory-mapped; row first · K + second.
+        tables_TRD: int8 [T, K², D], in units of `scale`, memory-mapped; row first · K + second. float32 with a scale
+            of 1 where they were imported.
         scale: what a table's entries are multiplied by.
         list_symbols_LX: the symbols of every list, uint16 [L, X]; [0, 0] without an IVF.
         training: free figures of the fit.
@@ -57,7 +58,7 @@ class StoredPairwise:
     additive_MKD: NDArray[np.float32]
     mean_D: NDArray[np.float32]
     pairs_2T: NDArray[np.int32]
-    tables_TRD: NDArray[np.int8]
+    tables_TRD: NDArray[Any]
     scale: float
     list_symbols_LX: NDArray[np.uint16]
     training: dict[str, Any]
@@ -67,7 +68,7 @@ def save_pairwise(
     path: str | Path,
     config: ModelConfig,
     arrays: Mapping[str, NDArray[Any]],
-    tables_TRD: NDArray[np.int8],
+    tables_TRD: NDArray[Any],
     *,
     training: Mapping[str, Any],
     parents: tuple[Parent, ...],
@@ -80,7 +81,7 @@ def save_pairwise(
         config: the model's.
         arrays: `additive` [M, K, D], `mean` [D], `pairs` [2, T], `scale` [], `list_symbols` [L, X], see
             `StoredPairwise`.
-        tables_TRD: int8 [T, K², D].
+        tables_TRD: int8 or float32 [T, K², D].
         training: free figures of the fit.
         parents: the model, and the codes that were fitted to, training codes and those to be searched, if any.
         force: overwrite what is there.
@@ -97,9 +98,10 @@ def save_pairwise(
     figures = canonical_json(dict(training))
     with create_artifact(path, force=force) as out:
         entries = write_arrays(out, "arrays", stored)
-        tables = out.dataset(_TABLES, tables_TRD.shape, np.int8)
-        out.write(tables, np.ascontiguousarray(tables_TRD))
-        mark = digest(np.ascontiguousarray(tables_TRD).reshape(-1).view(np.uint8))
+        tables_TRD = little_endian(tables_TRD)
+        tables = out.dataset(_TABLES, tables_TRD.shape, tables_TRD.dtype)
+        out.write(tables, tables_TRD)
+        mark = digest(tables_TRD.reshape(-1).view(np.uint8))
         out.attribute(tables, "digest", mark)
         out.text("training", figures)
         out.finish(KIND, _fingerprint(sizes, entries, mark), sizes, tuple(parents))
@@ -149,19 +151,20 @@ def check_tables(path: str | Path) -> None:
             raise ArtifactError(f"{path} is corrupted: the tables do not have their digest; copy or make it again")
 
 
+_TABLE_DTYPES = (np.dtype(np.int8), np.dtype("<f4"))
 _DTYPES = {"additive": "<f4", "list_symbols": "<u2", "mean": "<f4", "pairs": "<i4", "scale": "<f4"}
 
 
-def _mapped(tables: h5py.Dataset, path: Path) -> NDArray[np.int8]:
-    if tables.dtype != np.int8 or tables.nbytes > path.stat().st_size:
+def _mapped(tables: h5py.Dataset, path: Path) -> NDArray[Any]:
+    if tables.dtype not in _TABLE_DTYPES or tables.nbytes > path.stat().st_size:
         raise ArtifactError(f"{path} is corrupted: its tables are {tables.dtype} {tables.shape}; make it again")
     if not tables.size:
-        return np.empty(tables.shape, np.int8)
-    return np.memmap(path, np.int8, "r", tables.id.get_offset(), tables.shape)
+        return np.empty(tables.shape, tables.dtype)
+    return np.memmap(path, tables.dtype, "r", tables.id.get_offset(), tables.shape)
 
 
 def _check(
-    name: str, sizes: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], tables_TRD: NDArray[np.int8]
+    name: str, sizes: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], tables_TRD: NDArray[Any]
 ) -> None:
     M, K, D, L = (sizes[size] for size in ("M", "K", "D", "ivf_K"))
     T, X = arrays["pairs"].shape[-1], arrays["list_symbols"].shape[-1]

@@ -13,8 +13,8 @@ from qinco_core.api import Codec
 from qinco_core.codec.precision import plan
 from qinco_core.errors import DimensionError, LineageError, UsageError
 from qinco_core.index.additive import mean_square
-from qinco_core.index.pairwise import Pairwise
-from qinco_core.index.pairwise_fit import FitConfig, Part, check_fit, errors, fit_pairwise, fresh_codes, quantize
+from qinco_core.index.pairwise import Pairwise, quantize
+from qinco_core.index.pairwise_fit import FitConfig, Part, check_fit, errors, fit_pairwise, fresh_codes
 from qinco_core.index.recode import BOOKS, recode
 from qinco_core.index.training_codes import even, fit_to_vectors, training_codes
 from qinco_core.progress import Silent

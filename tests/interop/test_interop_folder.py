@@ -1,0 +1,125 @@
+"""Models as folders of safetensors and as ONNX decoders."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import safetensors.numpy
+
+from qinco_core.api import Codec
+from qinco_core.codec.network import Network
+from qinco_core.errors import ForeignFileError, OutputExistsError, QincoError
+from qinco_core.interop.checkpoint import read_checkpoint
+from qinco_core.interop.detect import detect
+from qinco_core.interop.folder import export_folder
+from qinco_core.interop.models import import_model
+from qinco_core.interop.onnx import export_onnx
+from qinco_core.store import load_model
+
+MODELS = Path(__file__).parents[1] / "codec" / "golden"
+
+
+@pytest.fixture
+def shared(ivf_codec: Codec, tmp_path: Path) -> Path:
+    """A model as a folder."""
+    assert ivf_codec.path is not None
+    export_folder(load_model(ivf_codec.path), tmp_path / "my-model", force=False)
+    return tmp_path / "my-model"
+
+
+def test_a_folder_is_the_same_model_again(shared: Path, ivf_codec: Codec, tmp_path: Path) -> None:
+    assert sorted(path.name for path in shared.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    for source in (shared, shared / "model.safetensors", shared / "config.json"):
+        out = tmp_path / f"{source.name}.h5"
+        header = import_model(detect(source), out)
+        assert ivf_codec.header is not None
+        assert header.fingerprint == ivf_codec.header.fingerprint
+        stored = load_model(out)
+        assert (stored.config, stored.encode) == (ivf_codec.config, ivf_codec.search)
+        assert stored.training == ivf_codec.training
+    with pytest.raises(OutputExistsError):
+        export_folder(stored, shared, force=False)
+    export_folder(stored, shared, force=True)
+
+
+def test_the_tensors_are_plain_safetensors(shared: Path, ivf_codec: Codec) -> None:
+    tensors = safetensors.numpy.load_file(shared / "model.safetensors")
+    wanted = ivf_codec.network.to_arrays()
+    assert tensors.keys() == wanted.keys()
+    assert all(np.array_equal(tensors[name], array) for name, array in wanted.items())
+
+
+def test_the_card_says_what_the_model_is(shared: Path, ivf_codec: Codec) -> None:
+    card = (shared / "README.md").read_text("utf-8")
+    assert card.startswith("---\nlibrary_name: qinco\n")
+    assert ivf_codec.header is not None
+    for said in ("300 coarse centroids", "| dimension of the vectors, D | 48 |", ivf_codec.header.fingerprint):
+        assert said in card
+
+
+def edit(shared: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    described = json.loads((shared / "config.json").read_text("utf-8"))
+    change(described)
+    (shared / "config.json").write_text(json.dumps(described), "utf-8")
+
+
+def put(shared: Path, name: str, value: np.ndarray | None) -> None:
+    tensors = safetensors.numpy.load_file(shared / "model.safetensors")
+    if value is None:
+        del tensors[name]
+    else:
+        tensors[name] = value
+    safetensors.numpy.save_file(tensors, shared / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda s: put(s, "mean", None), "tensor mean is missing"),
+        (lambda s: put(s, "extra", np.zeros(3, np.float32)), "tensor extra is unknown"),
+        (lambda s: put(s, "mean", np.zeros(3, np.float32)), r"tensor mean has shape \(3,\), not \(48,\)"),
+        (lambda s: put(s, "mean", np.full(48, np.nan, np.float32)), "tensor mean holds NaN"),
+        (lambda s: put(s, "mean", np.zeros(48, np.float32)), "not of one model, or were changed"),
+        (lambda s: edit(s, lambda d: d.update(format="other")), 'its "format" is not "qinco"'),
+        (lambda s: edit(s, lambda d: d.update(format_version=9)), "format_version 9; this qinco reads 1"),
+        (lambda s: edit(s, lambda d: d["model"].update(K=60)), "K = 60 is not a power of two"),
+        (lambda s: edit(s, lambda d: d.pop("training")), "training is missing"),
+        (lambda s: (s / "config.json").write_text("{"), "is no JSON"),
+        (lambda s: (s / "model.safetensors").write_bytes(b"\0" * 99), "cannot be read as safetensors"),
+        (lambda s: (s / "model.safetensors").unlink(), "model.safetensors does not exist"),
+        (lambda s: (s / "config.json").unlink(), "config.json does not exist"),
+    ],
+)
+def test_a_spoilt_folder_is_refused(spoil: Callable[[Path], None], said: str, shared: Path, tmp_path: Path) -> None:
+    spoil(shared)
+    with pytest.raises(QincoError, match=said):
+        import_model(detect(shared), tmp_path / "model.h5")
+    assert [path.name for path in tmp_path.iterdir()] == ["my-model"]
+
+
+def test_another_folder_is_none(tmp_path: Path) -> None:
+    with pytest.raises(ForeignFileError, match=r"folder without config\.json and model\.safetensors"):
+        detect(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["q1", "ivf_q2"])
+def test_other_programs_decode_by_onnx(name: str, tmp_path: Path) -> None:
+    model, expected = read_checkpoint(MODELS / f"{name}.pt"), np.load(MODELS / f"{name}.expected.npz")
+    network = Network.from_arrays(model.config, model.tensors)
+    difference = export_onnx(network, tmp_path / "model.onnx", properties={"D": "48"}, force=False)
+    assert difference < 1e-5
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    assert session.get_modelmeta().custom_metadata_map == {"D": "48"}
+    for count in (1, 3, 1000):
+        codes = expected["codes"][:count].astype(np.int64)
+        (decoded,) = session.run(["vectors"], {"codes": codes})
+        assert decoded.dtype == np.float32
+        assert np.abs(decoded - expected["decoded"][:count]).max() <= 1e-4 * np.abs(expected["decoded"]).max()
+    with pytest.raises(OutputExistsError):
+        export_onnx(network, tmp_path / "model.onnx", properties={}, force=False)
