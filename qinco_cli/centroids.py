@@ -58,19 +58,19 @@ def centroids(
     quiet: opt.QuietOption = False,
 ) -> None:
     """Train the coarse centroids of an IVF by k-means; or import or export them."""
+    from qinco_core.datasets import open_named, published_file
     from qinco_core.store import Store
-    from qinco_core.vectors import open_vectors
 
     _check_options(xt, k, import_, export, out)
     kept = Store.locate(store).centroids
     target = export or out or kept
     if xt is None:
-        _copy(import_ or kept, target, force=force, dry_run=dry_run, as_json=json_)
+        _copy(published_file(import_) if import_ else kept, target, force=force, dry_run=dry_run, as_json=json_)
         return
     settings = {"iterations": iterations, "levels": levels, "refine": refine}
     settings |= {"per_centroid": per_centroid, "seed": seed}
     machine = {"device": device, "threads": threads}
-    with open_vectors(xt, format=format, skip=skip, limit=limit) as vectors:
+    with open_named(xt, "train", format=format, skip=skip, limit=limit) as vectors:
         if dry_run:
             _report(vectors, target, {"K": k} | settings | machine, json_)
             return

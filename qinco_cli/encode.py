@@ -150,12 +150,13 @@ def _to_artifact(codec: Codec, rows: Rows, target: Path, **options: Any) -> str:
 
 def _report(codec: Codec, source: VectorSource, target: Path | None, search: EncodeConfig, as_json: bool) -> None:
     import numpy as np
+    import torch
 
     from qinco_cli.console import duration, print_json, print_pairs, size
     from qinco_core.jobs import estimate
 
     noise = np.random.default_rng(0).standard_normal((256, codec.config.D)).astype(np.float32)
-    v = noise * float(codec.network.std) + codec.network.mean.numpy()
+    v = codec.network.denormalize(torch.from_numpy(noise)).numpy()
 
     def work(n: int) -> float:
         started = time.perf_counter()

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from qinco_core.api import Codec
+    from qinco_core.datasets import Dataset
     from qinco_core.evaluation.quality import Quality
     from qinco_core.vectors import VectorFile
 
@@ -31,6 +32,14 @@ def evaluate(
     valset: Annotated[
         str | None,
         typer.Option("--valset", metavar="XT", help="Instead: the validation part of this training file."),
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            "--dataset",
+            metavar="NAME",
+            help="Instead: base, queries, ground truth and training part of a data set, or an ann-benchmarks .hdf5.",
+        ),
     ] = None,
     codes: Annotated[
         str | None,
@@ -71,35 +80,37 @@ def evaluate(
 ) -> None:
     """Measure a model: error, rates, recall; beside other quantizers if asked."""
     from qinco_cli.console import Console
+    from qinco_core.datasets import dataset as named_dataset
+    from qinco_core.datasets import open_named
     from qinco_core.errors import UsageError
     from qinco_core.evaluation.quality import measure, measure_baseline
     from qinco_core.files import check_output
     from qinco_core.jobs import check_dimension
     from qinco_core.optional import import_pyplot
-    from qinco_core.vectors import open_vectors
 
     names = _baseline_names(baselines, baseline)
-    if (xb is None) == (valset is None):
-        raise UsageError("name the vectors to measure: a file XB, or --valset XT, one of the two")
+    named = None
+    if dataset is not None:
+        _check_alone({"XB": xb, "--valset": valset, "--queries": queries, "--groundtruth": groundtruth})
+        named = named_dataset(dataset)
+        xb, queries, groundtruth = _parts(named, whole=not skip and limit is None)
+        train = train or named.word("train")
+    _check_inputs(xb, valset, queries, groundtruth, skip)
     if names and train is None and valset is None:
         raise UsageError("baselines are trained here: give their training vectors with --train")
-    if groundtruth is not None and queries is None:
-        raise UsageError("--groundtruth is of queries: give them with --queries")
-    if groundtruth is not None and (skip or valset is not None):
-        raise UsageError("ground truth counts from a file's first vector: leave --groundtruth out, it is computed")
     if plot is not None:
         check_output(plot, force=force)
         import_pyplot()
     with ExitStack() as stack:
         console = stack.enter_context(Console(quiet))
         codec = opt.open_codec(model, store, device=device, precision=precision, threads=threads)
-        vectors = stack.enter_context(open_vectors(xb or str(valset), format=format, skip=skip, limit=limit))
+        vectors = stack.enter_context(_open(xb, valset, format=format, skip=skip, limit=limit))
         check_dimension(codec, vectors)
         training = None
         if valset is not None:
             training, vectors = _split(vectors, codec)
         if names and train is not None:
-            training = stack.enter_context(open_vectors(train))
+            training = stack.enter_context(open_named(train, "train"))
             check_dimension(codec, training)
         asked = opt.load_queries(queries, groundtruth, vectors) if queries else None
         search = opt.search_options(codec, A, B, exact)
@@ -112,10 +123,42 @@ def evaluate(
             assert xt is not None
             console.note(f"training {name} on {len(xt):,} vectors")
             results.append(measure_baseline(name, xt, vectors, codec.config.code_bytes, seed=0, queries=asked))
-    _render(results, vectors, codec, json_)
+    _render(results, vectors, codec, json_, named)
     if plot is not None:
         _draw(results, codec, plot, vectors.name, force)
         console.note(f"drew {plot}")
+
+
+def _check_inputs(xb: str | None, valset: str | None, queries: str | None, groundtruth: str | None, skip: int) -> None:
+    """Refuse inputs that do not go together."""
+    from qinco_core.errors import UsageError
+
+    if (xb is None) == (valset is None):
+        raise UsageError("name the vectors to measure: a file XB, or --valset XT, or --dataset NAME, one of these")
+    if groundtruth is not None and queries is None:
+        raise UsageError("--groundtruth is of queries: give them with --queries")
+    if groundtruth is not None and (skip or valset is not None):
+        raise UsageError("ground truth counts from a file's first vector: leave --groundtruth out, it is computed")
+
+
+def _check_alone(others: dict[str, str | None]) -> None:
+    from qinco_core.errors import UsageError
+
+    for name, value in others.items():
+        if value is not None:
+            raise UsageError(f"--dataset says what to measure on, with queries and ground truth: leave {name} out")
+
+
+def _parts(named: Dataset, *, whole: bool) -> tuple[str | None, str | None, str | None]:
+    """What names base, queries and ground truth; the last only where it is the one of this search (L2, all vectors)."""
+    truth = named.word("groundtruth") if whole and named.spec.metric == "l2" and named.word("queries") else None
+    return named.word("base"), named.word("queries"), truth
+
+
+def _open(xb: str | None, valset: str | None, **window: Any) -> VectorFile:
+    from qinco_core.datasets import open_named
+
+    return open_named(xb, "base", **window) if xb else open_named(str(valset), "train", **window)
 
 
 def _baseline_names(every: bool, some: Sequence[str] | None) -> list[str]:
@@ -156,18 +199,27 @@ def _symbols(name: str, codec: Codec, store: str | None) -> Any:
     return symbols()
 
 
-def _render(results: Sequence[Quality], vectors: VectorFile, codec: Codec, as_json: bool) -> None:
+def _render(
+    results: Sequence[Quality], vectors: VectorFile, codec: Codec, as_json: bool, named: Dataset | None
+) -> None:
     from qinco_cli.console import print_json, print_table
 
+    scale = named.spec.mse_scale if named else 1.0
     if as_json:
-        described = {"vectors": vectors.name, "count": len(vectors), "plan": str(codec.plan)}
-        print_json({**described, "results": [result.as_dict() for result in results]})
+        described: dict[str, Any] = {"vectors": vectors.name, "count": len(vectors), "plan": str(codec.plan)}
+        found = [result.as_dict() for result in results]
+        if named:
+            described |= {"dataset": named.name, "mse_scale": scale}
+            found = [fields | {"scaled_mse": fields["mse"] * scale} for fields in found]
+        print_json({**described, "results": found})
         return
+    scaled = [] if scale == 1 else [f"MSE × {scale:g}"]  # the papers' scale
     ks = sorted({k for result in results for k in result.recall})
     columns = [
         "quantizer",
         "bytes",
         "MSE",
+        *scaled,
         "relative",
         *(f"R@{k}" for k in ks),
         "encode/s",
@@ -179,13 +231,14 @@ def _render(results: Sequence[Quality], vectors: VectorFile, codec: Codec, as_js
         recall = [f"{r.recall[k]:.3f}" if k in r.recall else "" for k in ks]
         rates = [f"{rate:,.0f}" if rate else "" for rate in (r.encode_rate, r.decode_rate)]
         seconds = r.train_seconds or codec.training.get("seconds")
-        cells = [f"{r.bytes:g}", f"{r.mse:,.6g}", f"{r.relative_mse:.4f}", *recall, *rates]
+        mse = [f"{r.mse:,.6g}", *(f"{r.mse * scale:.4f}" for _ in scaled)]
+        cells = [f"{r.bytes:g}", *mse, f"{r.relative_mse:.4f}", *recall, *rates]
         rows.append([r.name, *cells, f"{seconds:,.1f} s" if seconds else ""])
     print_table(columns, rows)
     print_table(
-        ["prefix (symbols)", "bytes", "MSE"],
+        ["prefix (symbols)", "bytes", "MSE", *scaled],
         [
-            [str(m), f"{size:g}", f"{mse:,.6g}"]
+            [str(m), f"{size:g}", f"{mse:,.6g}", *(f"{mse * scale:.4f}" for _ in scaled)]
             for m, (size, mse) in enumerate(zip(_prefix_bytes(codec), results[0].prefix_mse, strict=True), start=1)
         ],
     )

@@ -24,8 +24,8 @@ def import_(
         str,
         typer.Argument(
             metavar="FILE",
-            help="A published checkpoint or pairwise decoder (.pt), codes (.npz), centroids (.npy), or a folder of "
-            "qinco export.",
+            help="A published checkpoint or pairwise decoder (.pt), codes (.npz), centroids (.npy), a folder of "
+            "qinco export, or the name of a model that qinco fetch has brought.",
         ),
     ],
     out: Annotated[
@@ -48,6 +48,7 @@ def import_(
 ) -> None:
     """Take over a published model, codes, pairwise decoder or centroids."""
     from qinco_cli.console import Console, print_json
+    from qinco_core.datasets import published_file
     from qinco_core.errors import UsageError
     from qinco_core.files import check_output
     from qinco_core.interop.detect import detect
@@ -57,7 +58,7 @@ def import_(
     if name is not None and out is not None:
         raise UsageError("--name is a name in the store and -o a path: give one of the two")
     place = Store.locate(store)
-    found = detect(source)
+    found = detect(published_file(source))
     if name is not None and found.kind != "codes":
         raise UsageError(f"--name names codes, but {found.path} is a {found.kind}: say where with -o FILE")
     if model is not None and found.kind not in ("codes", "pairwise"):

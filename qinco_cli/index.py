@@ -65,9 +65,9 @@ def index(
     """Build an index of codes for fast searches, add to it, or remove from it."""
     from qinco_cli.console import Console
     from qinco_cli.decode import find_codes
+    from qinco_core.datasets import open_named
     from qinco_core.index.index import Index
     from qinco_core.store import Store
-    from qinco_core.vectors import open_vectors
 
     folder = out or Store.locate(store).index
     hardware: dict[str, Any] = {"device": device, "precision": precision, "threads": threads}
@@ -84,7 +84,7 @@ def index(
     codec = opt.open_codec(model, store, **hardware)
     with ExitStack() as stack:
         if train is not None:
-            books = {"train": stack.enter_context(open_vectors(train))}
+            books = {"train": stack.enter_context(open_named(train, "train"))}
         if dry_run:
             _report(codec, source, folder, books, ids, budget, json_)
             return

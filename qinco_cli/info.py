@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from qinco_cli import options as opt
+
+if TYPE_CHECKING:
+    from qinco_core.datasets import Dataset
 
 
 def register(app: typer.Typer) -> None:
@@ -16,20 +19,25 @@ def register(app: typer.Typer) -> None:
 
 
 def info(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="An artifact, a saved stream, or a file of vectors.")],
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="An artifact, a saved stream, a file of vectors, a data set.")
+    ],
     format: opt.FormatOption = None,
     json_: opt.JsonOption = False,
 ) -> None:
     """Say what a file is: its kind, sizes, configuration and lineage."""
     from qinco_cli.console import print_json, print_pairs
+    from qinco_core.datasets import find_dataset
     from qinco_core.files import existing_file
     from qinco_core.store import is_stream, read_header
     from qinco_core.store.index import manifest_of
 
     path = manifest_of(file.partition("::")[0])
-    if "::" not in file and format is None and path.suffix == ".h5":
+    if named := find_dataset(file):
+        facts = _dataset(named)
+    elif "::" not in file and format is None and path.suffix == ".h5":
         facts = _artifact(path, read_header(path))
-    elif "::" not in file and format is None and is_stream(existing_file(path)):
+    elif "::" not in file and format is None and not path.is_dir() and is_stream(existing_file(path)):
         facts = _stream(path)
     else:
         facts = _vectors(file, format)
@@ -91,18 +99,41 @@ def _index(path: Path) -> dict[str, Any]:
 
 
 def _stream(path: Path) -> dict[str, Any]:
+    from qinco_core.errors import QincoError, StreamError
     from qinco_core.store import StreamReader
 
     with path.open("rb") as handle:
-        reader = StreamReader(handle)
+        try:
+            reader = StreamReader(handle)
+        except StreamError as error:
+            try:  # Arrow streams carry vectors as well
+                return _vectors(str(path), None)
+            except QincoError:
+                raise error from None
         count = reader.count
         return {"file": str(path), "kind": "stream of codes", "vectors": count, **reader.spec.fields()}
 
 
-def _vectors(file: str, format: str | None) -> dict[str, Any]:
-    from qinco_core.vectors import open_vectors
+def _dataset(named: Dataset) -> dict[str, Any]:
+    from qinco_core.datasets import plan
 
-    with open_vectors(file, format=format) as vectors:
+    spec = named.spec
+    facts: dict[str, Any] = {
+        "name": named.name,
+        "kind": "data set",
+        "about": spec.about,
+        "registry": str(named.entry.origin),
+    }
+    facts |= {"D": spec.dim, "metric": spec.metric, "limit": spec.limit, "mse scale": spec.mse_scale}
+    for row in plan(named.entry, ask=False):
+        facts |= {part: {"state": row.state, "file": str(row.path)} for part in row.parts}
+    return {name: value for name, value in facts.items() if value not in (None, "")}
+
+
+def _vectors(file: str, format: str | None) -> dict[str, Any]:
+    from qinco_core.datasets import open_named
+
+    with open_named(file, "base", format=format) as vectors:
         N, D = vectors.shape
         return {"file": file, "kind": "vectors", "format": vectors.format, "vectors": N, "D": D} | {
             "dtype": str(vectors.dtype)

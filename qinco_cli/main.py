@@ -14,9 +14,14 @@ from typer.core import TyperGroup
 
 from qinco_cli import (
     centroids,
+    convert,
     decode,
     encode,
     evaluate,
+    export,
+    fetch,
+    groundtruth,
+    import_,
     index,
     info,
     options,
@@ -55,7 +60,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for module in (train, centroids, encode, decode, pairwise, index, search, tune, evaluate, info, verify, presets):
+_MODULES = (
+    *(train, centroids, encode, decode, pairwise, index, search, tune, evaluate, info, verify, presets),
+    *(import_, export, groundtruth, fetch, convert),
+)
+for module in _MODULES:
     module.register(app)
 
 

@@ -15,6 +15,7 @@ import typer
 if TYPE_CHECKING:
     from qinco_core.api import Codec
     from qinco_core.config import EncodeConfig, Metric
+    from qinco_core.datasets import Part
     from qinco_core.vectors import VectorFile, VectorSource
 
 StoreOption = Annotated[
@@ -119,30 +120,15 @@ def check_metric(name: str) -> Metric:
     return cast("Metric", name)
 
 
-def read_ids(path: str | None) -> Any:
-    """The ids of an .npy file, integers [n], mapped into memory; None for None.
+def read_ids(source: str | None) -> Any:
+    """The ids of an .npy file, or of `file.parquet::column` and the like, int64 [n]; None for None.
 
     Raises:
         UsageError, VectorFileError: it holds something else.
     """
-    import numpy as np
+    from qinco_core.vectors import read_ids
 
-    from qinco_core.errors import UsageError, VectorFileError
-    from qinco_core.files import existing_file
-
-    if path is None:
-        return None
-    try:
-        ids = np.lib.format.open_memmap(existing_file(path), mode="r")
-    except ValueError as error:
-        raise VectorFileError(f"{path} is no .npy file of ids ({error}); write it with numpy.save") from error
-    if ids.ndim != 1 or ids.dtype.kind not in "iu":
-        raise UsageError(f"{path} holds {ids.dtype} of shape {ids.shape}; ids are integers in one dimension")
-    if ids.dtype.kind == "u" and ids.size and int(ids.max()) > np.iinfo(np.int64).max:
-        raise UsageError(f"{path} holds the id {ids.max()}; ids are signed 64-bit integers")
-    if ids.size and int(ids.min()) < 0:
-        raise UsageError(f"{path} holds the id {ids.min()}; ids are 0 or more, for -1 means a missing result")
-    return ids
+    return None if source is None else read_ids(source)
 
 
 def store_codes(store: str | None) -> Path:
@@ -187,13 +173,16 @@ def search_options(codec: Codec, A: int | None, B: int | None, exact: bool) -> E
 
 
 @contextmanager
-def open_source(path: str, format: str | None, skip: int, limit: int | None) -> Iterator[VectorSource]:
-    """Vectors from a file, or from stdin for "-"."""
+def open_source(
+    path: str, format: str | None, skip: int, limit: int | None, part: Part = "base"
+) -> Iterator[VectorSource]:
+    """Vectors from a file, that part of a data set by its name, or from stdin for "-"."""
+    from qinco_core.datasets import open_named
     from qinco_core.errors import UsageError
-    from qinco_core.vectors import open_vectors, read_stream
+    from qinco_core.vectors import read_stream
 
     if path != "-":
-        with open_vectors(path, format=format, skip=skip, limit=limit) as file:
+        with open_named(path, part, format=format, skip=skip, limit=limit) as file:
             yield file
         return
     if format is None:
@@ -203,17 +192,17 @@ def open_source(path: str, format: str | None, skip: int, limit: int | None) -> 
 
 def load_queries(xq: str, truth: str | None, vectors: VectorFile) -> Any:
     """The queries and their true neighbours, computed where no file gives them."""
+    from qinco_core.datasets import open_named
     from qinco_core.errors import DimensionError
     from qinco_core.evaluation.quality import Queries, check_truth, true_neighbors
-    from qinco_core.vectors import open_vectors
 
-    with open_vectors(xq) as file:
+    with open_named(xq, "queries") as file:
         queries = file.read(0, len(file))
     if queries.shape[1] != vectors.dim:
         raise DimensionError(f"{xq} has dimension {queries.shape[1]}, but {vectors.name} has {vectors.dim}")
     if truth is None:
         return Queries(queries, true_neighbors(vectors, queries))
-    with open_vectors(truth) as file:
+    with open_named(truth, "groundtruth") as file:
         ids = file.read(0, len(file))
     check_truth(ids, len(queries), vectors)
     return Queries(queries, ids)

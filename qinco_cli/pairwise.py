@@ -63,19 +63,19 @@ def pairwise(
     """Fit the look-up decoders of a model: additive codebooks, and tables of pairs of symbols."""
     from qinco_cli.console import Console
     from qinco_cli.decode import find_codes
+    from qinco_core.datasets import open_named
     from qinco_core.errors import UsageError
     from qinco_core.files import check_output
     from qinco_core.index.pairwise_fit import FitConfig, check_fit
     from qinco_core.jobs import check_dimension
     from qinco_core.store import Store, open_codes
-    from qinco_core.vectors import open_vectors
 
     if xt == "-":
         raise UsageError("decoders are fitted to vectors from all over a file, not to a stream: name a file")
     config = FitConfig.parse({"tables": tables, "sample": sample, "seed": seed})
     target = out or Store.locate(store).pairwise
     with ExitStack() as stack:
-        vectors = stack.enter_context(open_vectors(xt, format=format, skip=skip, limit=limit))
+        vectors = stack.enter_context(open_named(xt, "train", format=format, skip=skip, limit=limit))
         codec = opt.open_codec(model, store, device=device, precision=precision, threads=threads)
         check_dimension(codec, vectors)
         check_fit(codec, config)

@@ -26,10 +26,10 @@ def presets(
     if json_:
         print_json({n: {**p.model_dump(), "parameters": models[n].parameters} for n, p in PRESETS.items()})
         return
-    columns = ["preset", "M", "K", "L", "de", "dh", "A", "B", "bytes", "parameters", "about"]
+    columns = ["preset", "M", "K", "L", "de", "dh", "rank", "A", "B", "bytes", "parameters", "about"]
     rows = []
     for name, preset in PRESETS.items():
         m = models[name]
-        sizes = (m.M, m.K, m.L, m.E, m.H, preset.A, preset.B, m.code_bytes)
+        sizes = (m.M, m.K, m.L, m.E, m.H, m.rank or "-", preset.A, preset.B, m.code_bytes)
         rows.append([name, *map(str, sizes), f"{m.parameters:,}", preset.about])
     print_table(columns, rows)

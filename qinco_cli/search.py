@@ -104,7 +104,7 @@ def search(
     hardware = {"device": device, "precision": precision, "threads": threads}
     with ExitStack() as stack:
         console = stack.enter_context(Console(quiet))
-        source = stack.enter_context(opt.open_source(xq, format, skip, limit))
+        source = stack.enter_context(opt.open_source(xq, format, skip, limit, "queries"))
         searcher, label = _searcher(stack, console, index, codes, model, pairwise, store, hardware)
         size = _batch_size(batch, searcher)
         given = {name: value for name, value in asked.items() if value is not None}
@@ -258,15 +258,15 @@ def _check_stages(index: Index, given: dict[str, Any]) -> None:
 
 def _originals(stack: ExitStack, rerank: str | None, searcher: Index | Exhaustive) -> VectorFile | None:
     """The vectors that `--rerank exact:FILE` names."""
+    from qinco_core.datasets import open_named
     from qinco_core.errors import DimensionError, UsageError
-    from qinco_core.vectors import open_vectors
 
     stage, _, path = (rerank or "").partition(":")
     if bool(path) != (stage == "exact"):
         raise UsageError(f"--rerank {rerank} cannot be: exact needs the original vectors, exact:FILE, and only exact")
     if not path:
         return None
-    originals = stack.enter_context(open_vectors(path))
+    originals = stack.enter_context(open_named(path, "base"))
     if originals.dim != searcher.dim:
         raise DimensionError(f"{path} has dimension {originals.dim}, but the index has {searcher.dim}")
     if len(originals) <= searcher.max_id:
@@ -295,12 +295,12 @@ def _truth(
     stack: ExitStack, path: str | None, source: VectorSource, searcher: Index | Exhaustive, skip: int, limit: int | None
 ) -> VectorFile | None:
     """The rows of the ground truth that belong to the queries looked at."""
+    from qinco_core.datasets import open_named
     from qinco_core.index.report import check_truth
-    from qinco_core.vectors import open_vectors
 
     if path is None:
         return None
-    truth = stack.enter_context(open_vectors(path, skip=skip, limit=limit))
+    truth = stack.enter_context(open_named(path, "groundtruth", skip=skip, limit=limit))
     check_truth(truth, source.count, searcher.max_id)
     return truth
 

@@ -30,6 +30,17 @@ def train(
     dh: Annotated[int | None, typer.Option("--dh", help="Hidden width H. [default: the preset's]")] = None,
     A: opt.AOption = None,
     B: opt.BOption = None,
+    rank: Annotated[
+        int | None,
+        typer.Option(
+            "--rank",
+            help="Rank of the concatenation matrix, for high D (the paper: dh); 0: whole. [default: the preset's]",
+        ),
+    ] = None,
+    groups: Annotated[
+        int, typer.Option("--groups", help="Groups of dimensions, a model each: M/N of the M symbols for D/N of them.")
+    ] = 1,
+    opq: Annotated[bool, typer.Option("--opq", help="Rotate vectors before the groups, as OPQ does (Faiss).")] = False,
     ivf: Annotated[
         Path | None,
         typer.Option("--ivf", metavar="FILE", help="Coarse centroids (.h5, .npy): train an IVF model behind them."),
@@ -75,15 +86,16 @@ def train(
     quiet: opt.QuietOption = False,
 ) -> None:
     """Train a model on a file of vectors."""
+    from qinco_core.datasets import open_named, published_file
     from qinco_core.errors import UsageError
     from qinco_core.store import Store
-    from qinco_core.vectors import open_vectors
 
     if str(out) == "-":
         raise UsageError("a model is a file that others name: write it with -o FILE")
     if xt == "-":
         raise UsageError("training draws vectors in random order, so it needs a file, not a stream")
-    changes = {"M": M, "K": K, "L": L, "E": de, "H": dh, "A": A, "B": B}
+    changes = {"M": M, "K": K, "L": L, "E": de, "H": dh, "A": A, "B": B, "rank": rank}
+    changes |= {"groups": None if groups == 1 else groups, "opq": opq or None}
     training: dict[str, Any] = {"recipe": recipe, "samples": samples, "epoch_size": epoch_size, "batch": batch}
     training |= {"accumulate": accumulate, "lr": lr, "val": val, "seed": seed}
     options: dict[str, Any] = {
@@ -92,11 +104,11 @@ def train(
         "epochs": epochs,
         "changes": {name: value for name, value in changes.items() if value is not None},
         "training": {name: value for name, value in training.items() if value is not None},
-        "ivf": ivf,
+        "ivf": None if ivf is None else published_file(ivf),
     }
     machine = {"device": device, "precision": precision, "threads": threads}
     target = out or Store.locate(store).model
-    with open_vectors(xt, format=format, skip=skip, limit=limit) as vectors:
+    with open_named(xt, "train", format=format, skip=skip, limit=limit) as vectors:
         if dry_run:
             _report(vectors, target, options, machine, json_)
             return

@@ -130,17 +130,17 @@ def _queries(
     console: Console,
 ) -> tuple[Any, Any]:
     """The queries [nq, D] and their true neighbours [nq, T]."""
+    from qinco_core.datasets import open_named
     from qinco_core.errors import DimensionError, UsageError
     from qinco_core.index.bench import true_neighbors
     from qinco_core.index.report import check_truth
-    from qinco_core.vectors import open_vectors
 
-    with open_vectors(xq, **window) as file:
+    with open_named(xq, "queries", **window) as file:
         if file.dim != opened.dim:
             raise DimensionError(f"{xq} has dimension {file.dim}, but {opened.folder} has {opened.dim}")
         queries = file.read(0, len(file)).astype("float32")
     if base is not None:
-        with open_vectors(base) as vectors:
+        with open_named(base, "base") as vectors:
             if len(vectors) <= opened.max_id:
                 raise UsageError(
                     f"{base} has {len(vectors)} vectors, but the index has ids up to {opened.max_id}: "
@@ -149,7 +149,7 @@ def _queries(
             console.note(f"computing the true neighbours of {len(queries):,} queries in {base}")
             return queries, true_neighbors(vectors, queries, metric, opened.ids)
     rows = {name: value for name, value in window.items() if name != "format"}
-    with open_vectors(str(groundtruth), **rows) as truth:
+    with open_named(str(groundtruth), "groundtruth", **rows) as truth:
         check_truth(truth, len(queries), opened.max_id)
         return queries, truth.read(0, len(truth))
 

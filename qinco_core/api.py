@@ -7,8 +7,6 @@ comes first: int32 [N, 1 + M].
 from __future__ import annotations
 
 import functools
-import hashlib
-import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,20 +17,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qinco_core.codec.engine import Engine
-from qinco_core.codec.network import Network
 from qinco_core.codec.packing import pack, symbol_dtype, truncate, unpack
 from qinco_core.codec.precision import Plan, plan
+from qinco_core.codec.product import AnyEngine, AnyNetwork, engine_of, network_of
 from qinco_core.config import EncodeConfig, ModelConfig
-from qinco_core.errors import DimensionError, LineageError, OutputExistsError, UsageError, VectorFileError
+from qinco_core.errors import DimensionError, LineageError, UsageError, VectorFileError
 from qinco_core.progress import Progress
 from qinco_core.store import CodeRows, CodesSpec, Header, Parent, check_lineage, load_model, save_model
 from qinco_core.store.lists import check_lists, list_bits
-from qinco_core.training.coarse import Centroids, coarse_codebook
-from qinco_core.training.log import TrainingLog
-from qinco_core.training.recipes import model_and_search, recipe
-from qinco_core.training.trainer import train
-from qinco_core.vectors import VectorFile, open_vectors, write_vectors
+from qinco_core.training.coarse import Centroids
+from qinco_core.training.job import array_file, train_model
+from qinco_core.vectors import VectorFile, open_vectors
 
 ArrayOrTensor = TypeVar("ArrayOrTensor", NDArray[Any], Tensor)
 
@@ -52,7 +47,7 @@ class Codec:
 
     def __init__(
         self,
-        network: Network,
+        network: AnyNetwork,
         search: EncodeConfig,
         *,
         plan: Plan,
@@ -71,9 +66,9 @@ class Codec:
         self._checkpoint: Path | None = None
 
     @functools.cached_property
-    def engine(self) -> Engine:
+    def engine(self) -> AnyEngine:
         """The fast encoder and decoder; its tables are made when they are first needed."""
-        return Engine(self.network, self.plan)
+        return engine_of(self.network, self.plan)
 
     @classmethod
     def load(
@@ -92,7 +87,7 @@ class Codec:
             DeviceError: the device is not there.
         """
         stored = load_model(path)
-        network = Network.from_arrays(stored.config, stored.tensors)
+        network = network_of(stored.config, stored.tensors)
         chosen = plan(device, precision, threads)
         codec = cls(network, stored.encode, plan=chosen, training=stored.training, header=stored.header)
         codec.path = Path(path)
@@ -128,7 +123,8 @@ class Codec:
             seconds: wall-clock budget of the training loop; or
             epochs: rounds of `epoch_size` vectors: as many as there are, at most 500,000. 20 when
                 neither is given.
-            changes: any of A, B, M, K, L, E, H, to override the preset's.
+            changes: any of A, B, M, K, L, E, H, rank, to override the preset's; `groups` (with `opq` or without) for a
+                product model.
             training: any field of `TrainConfig`, to override the recipe's.
             ivf: coarse centroids of an IVF model: a file of them (an artifact or .npy), or an array [ivf_K, D].
             device: as in `load`.
@@ -152,35 +148,27 @@ class Codec:
         """
         with tempfile.TemporaryDirectory(prefix="qinco-") as temporary:
             if isinstance(vectors, np.ndarray):
-                vectors = _as_file(vectors, Path(temporary) / "vectors.npy")
-            file = vectors if isinstance(vectors, VectorFile) else open_vectors(vectors)
-            coarse = None if ivf is None else coarse_codebook(ivf, file.dim)
-            model, search = model_and_search(preset_name, file.dim, changes or {}, coarse.ivf_K if coarse else 0)
-            config = recipe(model, search, len(file), seconds=seconds, epochs=epochs, changes=training or {})
-            kept = Path(checkpoint) if checkpoint else Path(temporary) / "training.h5"
-            if kept.exists() and not (resume or force):
-                raise OutputExistsError(
-                    f"{kept} is left of an interrupted run; go on with it by --resume, or start over with --force"
-                )
-            lines = Path(log) if log else kept.with_name("training.jsonl")
-            chosen = plan(device, precision, threads)
-            with TrainingLog(lines, Path(tensorboard) if tensorboard else None, append=resume) as writer:
-                result = train(
-                    file,
-                    model,
-                    search,
-                    config,
-                    plan=chosen,
-                    checkpoint=kept,
-                    log=writer,
-                    centroids_KD=coarse.centroids_KD if coarse else None,
-                    resume=resume,
-                    progress=progress,
-                    stop=stop,
-                )
-        figures = {"preset": preset_name, "config": config.model_dump(), **result.figures}
-        parents = (coarse.parent,) if coarse else ()
-        codec = cls(result.network, search, plan=chosen, training=figures, parents=parents)
+                vectors = array_file(vectors, Path(temporary) / "vectors.npy")
+            found = train_model(
+                vectors if isinstance(vectors, VectorFile) else open_vectors(vectors),
+                Path(checkpoint) if checkpoint else Path(temporary) / "training.h5",
+                preset_name=preset_name,
+                seconds=seconds,
+                epochs=epochs,
+                changes=changes,
+                training=training,
+                ivf=ivf,
+                device=device,
+                precision=precision,
+                threads=threads,
+                log=log,
+                tensorboard=tensorboard,
+                resume=resume,
+                force=force,
+                progress=progress,
+                stop=stop,
+            )
+        codec = cls(found.network, found.search, plan=found.plan, training=found.training, parents=found.parents)
         codec._checkpoint = Path(checkpoint) if checkpoint else None
         return codec
 
@@ -385,12 +373,3 @@ class Codec:
         if not self.config.ivf_K:
             raise UsageError("this model has no IVF, so it takes no list numbers")
         return torch.from_numpy(check_lists(numbers, count, self.config.ivf_K).astype(np.int64))
-
-
-def _as_file(vectors: NDArray[Any], path: Path) -> Path:
-    """An array as a file whose identity is its content, so that a run on the same array can be resumed."""
-    write_vectors(path, vectors)
-    content = hashlib.blake2b(np.ascontiguousarray(vectors).data, digest_size=7).digest()
-    stamp = int.from_bytes(content, "big")
-    os.utime(path, ns=(stamp, stamp))
-    return path

@@ -1,8 +1,9 @@
 """What a model is, how it encodes, and the presets.
 
 Symbols: D dimension of the vectors; M quantization steps; K codewords per step; L residual blocks per
-step; E embedding width (`de`); H hidden width (`dh`); A candidates pre-selected per beam (0: all K are
-tried); B beam width; T candidates kept over all beams together (0: A per beam instead).
+step; E embedding width (`de`); H hidden width (`dh`); R rank of the concatenation matrix W_cat; A candidates
+pre-selected per beam (0: all K are tried); B beam width; T candidates kept over all beams together (0: A per
+beam instead).
 """
 
 from __future__ import annotations
@@ -10,7 +11,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from qinco_core.errors import UsageError
 
@@ -45,7 +54,9 @@ class ModelConfig(Frozen):
     """What a model is: the sizes of method §2 and the rules it follows.
 
     `preselect` says whether steps have a pre-selection codebook G; `ivf_K` is the number of
-    coarse centroids of an IVF model, 0 without one.
+    coarse centroids of an IVF model, 0 without one. `rank` is R where W_cat is the product of two matrices
+    [E, R] and [R, E + D], 0 where it is one. A product model has its dimensions in `groups` of D / groups, after
+    a rotation with `opq`, and M / groups steps for each of them; L, E, H and the rank are those of a group's network.
     """
 
     rules: Rules = "qinco2"
@@ -57,6 +68,15 @@ class ModelConfig(Frozen):
     H: int = Field(default=256, ge=1, le=65536)
     preselect: bool = True
     ivf_K: int = Field(default=0, ge=0)
+    rank: int = Field(default=0, ge=0)
+    groups: int = Field(default=1, ge=1)
+    opq: bool = False
+
+    @model_serializer(mode="wrap")
+    def _without_later_fields(self, fields: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # a model that could be before there were these fields is stored, and fingerprinted, as it was then
+        defaults = {"rank": 0, "groups": 1, "opq": False}
+        return {name: value for name, value in fields(self).items() if name not in defaults or value != defaults[name]}
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -65,7 +85,29 @@ class ModelConfig(Frozen):
             raise ValueError(f"K = {self.K} is not a power of two; use {below} or {above}")
         if self.rules == "qinco1" and self.preselect:
             raise ValueError("QINCo1 has no pre-selection codebooks: use A = 0")
+        if self.rank > self.E:
+            raise ValueError(
+                f"rank = {self.rank} is above that of W_cat, E = {self.E}: use less, or 0 for the whole matrix"
+            )
+        self._check_groups()
         return self
+
+    def _check_groups(self) -> None:
+        for name, size in (("D", self.D), ("M", self.M)):
+            if size % self.groups:
+                raise ValueError(f"{self.groups} groups do not divide {name} = {size}: use a number that does, or 1")
+        if self.opq and self.groups == 1:
+            raise ValueError("OPQ finds groups of dimensions, so there must be some: use 2 groups or more, or no OPQ")
+        if self.ivf_K and self.groups > 1:
+            raise ValueError("an IVF model is one network: train without groups, or without an IVF")
+
+    @property
+    def part(self) -> ModelConfig:
+        """The model of one group; without groups, this one."""
+        if self.groups == 1:
+            return self
+        sizes = {"D": self.D // self.groups, "M": self.M // self.groups, "groups": 1, "opq": False}
+        return self.model_copy(update=sizes)
 
     @property
     def bits(self) -> int:
@@ -80,15 +122,18 @@ class ModelConfig(Frozen):
     @property
     def parameters(self) -> int:
         """Trained numbers of the model."""
-        D, K, E, H = self.D, self.K, self.E, self.H
+        if self.groups > 1:
+            return self.groups * self.part.parameters + (self.D**2 if self.opq else 0)
+        D, K, E, H, R = self.D, self.K, self.E, self.H, self.rank
         books = K * D * (2 if self.preselect else 1)
-        step = books + E * (E + D) + E + 2 * self.L * H * E + (2 * E * D if self.projects else 0)
+        w_cat = R * (E + E + D) if R else E * (E + D)
+        step = books + w_cat + E + 2 * self.L * H * E + (2 * E * D if self.projects else 0)
         return self.M * step if self.ivf_K else K * D + (self.M - 1) * step
 
     @property
     def projects(self) -> bool:
         """Whether W_in and W_out exist (E differs from D); otherwise they are the identity."""
-        return self.E != self.D
+        return self.part.D != self.E
 
 
 class EncodeConfig(Frozen):
@@ -143,7 +188,10 @@ Metric = Literal["l2", "ip", "cosine"]
 
 
 class Preset(Frozen):
-    """A named starting point: everything of a model but its dimension, and its encoder."""
+    """A named starting point: everything of a model but its dimension, and its encoder.
+
+    E = None stands for E = D (of a group, where there are groups), rank = None for rank = H, or E where that is less.
+    """
 
     rules: Rules = "qinco2"
     M: int = 8
@@ -153,13 +201,17 @@ class Preset(Frozen):
     H: int
     A: int
     B: int
+    rank: int | None = 0
     about: str
 
     def model(self, D: int, **changes: Any) -> ModelConfig:
         """The model configuration for vectors of dimension D, with `changes` to any field."""
         fields = self.model_dump(exclude={"about", "A", "B"}) | {"D": D, "preselect": self.A > 0} | changes
+        groups = fields.get("groups", 1)
         if fields["E"] is None:
-            fields["E"] = D
+            fields["E"] = max(1, D // max(1, groups))
+        if fields["rank"] is None:
+            fields["rank"] = min(fields["H"], fields["E"])
         return ModelConfig.parse(fields)
 
 
@@ -169,6 +221,9 @@ PRESETS: dict[str, Preset] = {
     "qinco2-M": Preset(L=4, E=384, H=384, A=16, B=32, about="the medium published model"),
     "qinco2-L": Preset(L=16, E=384, H=384, A=16, B=32, about="the large published model; wants a GPU"),
     "qinco1": Preset(rules="qinco1", L=16, E=None, H=256, A=0, B=1, about="the first paper's model and rules; slow"),
+    "qinco1-LR": Preset(
+        rules="qinco1", L=16, E=None, H=256, A=0, B=1, rank=None, about="the same with W_cat of rank dh, for high D"
+    ),
 }
 
 

@@ -7,6 +7,7 @@ import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from qinco_core.errors import InputNotFoundError, OutputExistsError, StorageError
 
@@ -96,3 +97,10 @@ def commit(temporary: Path, path: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def write_all(handle: Any, data: Any) -> None:
+    """Write every byte of `data`, also where an unbuffered file takes only a part at once."""
+    view = memoryview(data).cast("B")
+    while view:
+        view = view[handle.write(view) :]

@@ -30,7 +30,13 @@ _GROUP = 16
 
 
 class Engine:
-    """Encodes and decodes with one network on one device, in one precision; safe to share by threads."""
+    """Encodes and decodes with one network on one device, in one precision; safe to share by threads.
+
+    Attributes:
+        config: what the model is.
+        plan: device, precision and threads.
+        chunk_rows: network rows that are evaluated together.
+    """
 
     def __init__(self, network: Network, plan: Plan) -> None:
         """Make the tables; the engine keeps no reference to `network`'s parameters but copies.
@@ -42,7 +48,7 @@ class Engine:
         self.config = network.config
         self.plan = plan
         device = plan.device
-        self._rows = _COLUMN_BYTES[device.type] // plan.dtype.itemsize
+        self.chunk_rows = _COLUMN_BYTES[device.type] // plan.dtype.itemsize
         self._mean, self._std = network.mean.to(device), network.std.to(device)
         start = network.centroids if network.codebook0 is None else network.codebook0
         assert start is not None
@@ -66,7 +72,7 @@ class Engine:
             Symbols int64 [N, M] on the CPU, and list numbers int64 [N] for an IVF model (else None).
         """
         pairs = search.B * self.config.K if self._exhaustive(search) else search.T or search.A * search.B
-        size = max(1, self._rows // pairs)
+        size = max(1, self.chunk_rows // pairs)
         if not self.config.ivf_K:
             return self._map(lambda v: self._encode_rows(v, search), [v_ND], size), None
         lists = self.assign(v_ND) if lists_N is None else lists_N.long().cpu()
@@ -90,7 +96,7 @@ class Engine:
         codes = codes_NM[:, :steps].long()
         if lists_N is not None:
             codes = torch.cat([lists_N.to(codes)[:, None], codes], dim=1)
-        return self._map(self.decode_rows, [codes], self._rows)
+        return self._map(self.decode_rows, [codes], self.chunk_rows)
 
     def _map(self, work: Callable[..., Tensor], rows: list[Tensor], size: int) -> Tensor:
         return map_rows(work, rows, size, self.plan)

@@ -8,22 +8,26 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qinco_core.codec.network import Network, Step
+from qinco_core.codec.network import Step
+from qinco_core.codec.product import AnyNetwork, ProductNetwork
 from qinco_core.config import EncodeConfig
 
 
 @torch.no_grad()
-def encode(network: Network, x_ND: Tensor, search: EncodeConfig) -> tuple[Tensor, Tensor | None]:
+def encode(network: AnyNetwork, x_ND: Tensor, search: EncodeConfig) -> tuple[Tensor, Tensor | None]:
     """Encode normalised vectors by pre-selection and beam search.
 
     Args:
-        network: the model.
+        network: the model; a product model is encoded group by group.
         x_ND: normalised vectors, float32 [N, D].
         search: A and B; T is not used here.
 
     Returns:
         Symbols int64 [N, M], and list numbers int64 [N] for an IVF model (else None).
     """
+    if isinstance(network, ProductNetwork):
+        xs = zip(network.networks, x_ND.split(network.config.part.D, dim=1), strict=True)
+        return torch.stack([encode(part, x, search)[0] for part, x in xs], dim=2).flatten(1), None
     lists_N = None
     if network.codebook0 is not None:
         distance_NK = torch.cdist(x_ND, network.codebook0)

@@ -7,8 +7,9 @@ depends only on the reconstruction:
     W_up₁ z₀  = u[k] + V x̂        u = W_up₁ a                          V = W_up₁ W_cat,x
 
 The first parts are tables of K rows; the second cost one small product per reconstruction instead of one
-per candidate. Shapes: R rows (candidates), B reconstructions, D dimension, K codewords, E embedding
-width, H hidden width, L blocks.
+per candidate. A W_cat of low rank is the product of two factors, W_cat,x = W_out' W_in': P and V are then
+W_out' and W_up₁ W_out', applied to W_in' x̂, where that costs less. Shapes: R rows (candidates),
+B reconstructions, D dimension, K codewords, E embedding width, H hidden width, L blocks.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from qinco_core.codec.network import Step
+from qinco_core.codec.network import Factors, Step, product
 from qinco_core.codec.precision import Plan
 
 
@@ -38,8 +39,10 @@ class StepTables:
         E = len(step.b_cat)
         c = step.codebook.detach().float()
         z = c if step.w_in is None else F.linear(c, step.w_in)
-        a = z + F.linear(z, step.w_cat[:, :E], step.b_cat)
-        from_xhat, first = step.w_cat[:, E:], step.w_up[0]
+        from_z, from_xhat = step.concatenation_parts
+        a = z + product(z, from_z, step.b_cat)
+        left, right = _cheaper(from_xhat, len(step.w_up[0]))
+        first = step.w_up[0]
         self.dtype = plan.dtype
         self.codebook = (c if step.residual_output else torch.zeros_like(c)).to(plan.device)
         self.preselect = self.preselect_norm = None
@@ -48,7 +51,8 @@ class StepTables:
             self.preselect_norm = ready(step.preselect.float().square().sum(1))
         # a beside u, P above V: what goes together in `embed` is one table and one product
         self._codewords = ready(torch.cat([a, F.linear(a, first)], dim=1))
-        self._beams = ready(torch.cat([from_xhat, first @ from_xhat]))
+        self._beams = ready(torch.cat([left, first @ left]))
+        self._xhat_in = None if right is None else ready(right)
         self._ups = [ready(up) for up in step.w_up[1:]]
         self._downs = [ready(down) for down in step.w_down]
         self._out = None if step.w_out is None else ready(step.w_out)
@@ -69,6 +73,8 @@ class StepTables:
             beam_R: the reconstruction that goes with each codeword; None: row r goes with row r.
         """
         E = self._downs[0].shape[0]
+        if self._xhat_in is not None:
+            xhat_BD = F.linear(xhat_BD, self._xhat_in)
         both = _sum_rows(self._codewords, k_R, xhat_BD, self._beams, beam_R)
         z, h = both[:, :E], both[:, E:]
         z = torch.addmm(z, _relu_(h), self._downs[0].T)
@@ -94,6 +100,15 @@ class StepTables:
         inside.sub_(self._codebook_in.index_select(0, k_R))
         outside = gap.square_().sum(1) - inside.square().sum(1)
         return outside + inside.sub_(F.linear(z_RE, self._shape)).square_().sum(1)
+
+
+def _cheaper(factors: Factors, H: int) -> tuple[Tensor, Tensor | None]:
+    """W_cat,x as one matrix and None, or as two where E + H outputs cost fewer products through them."""
+    if len(factors) == 1:
+        return factors[0], None
+    left, right = factors
+    (E, R), D = left.shape, right.shape[1]
+    return (left, right) if R * (D + E + H) < (E + H) * D else (left @ right, None)
 
 
 def _sum_rows(table_KX: Tensor, k_R: Tensor, xhat_BD: Tensor, weight_XD: Tensor, beam_R: Tensor | None) -> Tensor:

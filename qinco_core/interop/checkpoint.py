@@ -86,7 +86,8 @@ def write_checkpoint(
 ) -> None:
     """Write a model as a published checkpoint, without the state of its training.
 
-    The statistics of training targets are written as 0 and 1: they are not known here, and are not used.
+    The statistics of training targets are written as 0 and 1: they are not known here, and are not used. A W_cat of
+    low rank is written as the matrix that its factors make.
 
     Args:
         path: the `.pt` file.
@@ -99,6 +100,11 @@ def write_checkpoint(
         UsageError: the published format has no place for such a model.
         OutputExistsError, StorageError: as of `write_torch`.
     """
+    if config.groups > 1:
+        raise UsageError(
+            f"{path}: the published format has no place for a model of {config.groups} groups; export it to a folder"
+        )
+    tensors = _with_whole_matrices(tensors, config)
     state: dict[str, Tensor] = {}
     for theirs, ours, block, _ in _names(config):
         if ours:
@@ -116,6 +122,18 @@ def write_checkpoint(
         parameters["qinco1_mode"] = True
     content = {"epoch": 0, "model": state, "optimizer": None, "scheduler": None, "logger": None}
     write_torch(path, {**content, "parameters": parameters, "data_dim": config.D}, force=force)
+
+
+def _with_whole_matrices(tensors: Mapping[str, NDArray[Any]], config: ModelConfig) -> Mapping[str, NDArray[Any]]:
+    """The tensors with every W_cat as one matrix, also where it is the product of two."""
+    if not config.rank:
+        return tensors
+    products = {
+        name.removesuffix("_out"): left @ tensors[name.removesuffix("_out") + "_in"]
+        for name, left in tensors.items()
+        if name.endswith(".w_cat_out")
+    }
+    return {**tensors, **products}
 
 
 def _without_prefix(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -163,7 +163,7 @@ def _save(path: Path, arrays: dict[str, Any], *, force: bool) -> None:
 
 def _number(path: Path, name: str) -> int:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
             if name not in file:
                 raise ForeignFileError(f"{path}: {name} is missing; the index file of published codes has {_FIELDS}")
             value = file[name]

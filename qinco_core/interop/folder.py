@@ -133,6 +133,8 @@ def _card(stored: StoredModel, name: str) -> str:
         "residual blocks, L": c.L,
         "embedding width, de": c.E,
         "hidden width, dh": c.H,
+        "rank of W_cat (0: whole)": c.rank,
+        "groups of dimensions": c.groups,
         "candidates of a beam, A": e.A,
         "beams, B": e.B,
         "parameters": f"{c.parameters:,}",

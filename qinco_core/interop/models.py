@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qinco_core.codec.network import Network
+from qinco_core.codec.product import network_of
 from qinco_core.errors import ArtifactError, ForeignFileError
 from qinco_core.files import atomic_output
 from qinco_core.interop.checkpoint import PublishedModel, parse_checkpoint
@@ -42,7 +42,7 @@ def _figures(model: PublishedModel, path: Path) -> dict[str, object]:
 def _import_folder(folder: Path, out: str | Path, *, force: bool) -> Header:
     config, search, tensors, training, fingerprint = read_folder(folder)
     try:
-        Network.from_arrays(config, tensors)
+        network_of(config, tensors)
     except ArtifactError as error:
         raise ForeignFileError(f"{folder}: {error}") from error
     with atomic_output(out, force=force) as temporary:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from qinco_core.codec.network import Network
+from qinco_core.codec.product import AnyNetwork
 from qinco_core.errors import DependencyError, ForeignFileError, UsageError
 from qinco_core.files import atomic_output, check_output
 from qinco_core.optional import import_onnx, import_onnxruntime
@@ -32,7 +32,7 @@ _TOLERANCE = 1e-5
 class Decoder(nn.Module):
     """A network from codes as `Codec.encode` gives them to vectors."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: AnyNetwork) -> None:
         super().__init__()
         self.network = network
 
@@ -44,7 +44,7 @@ class Decoder(nn.Module):
         return network.denormalize(network.decode(symbols, lists_N=lists))
 
 
-def export_onnx(network: Network, path: str | Path, *, properties: dict[str, str], force: bool) -> float:
+def export_onnx(network: AnyNetwork, path: str | Path, *, properties: dict[str, str], force: bool) -> float:
     """Write the decoder of a model, and run it beside ours on random codes.
 
     Args:

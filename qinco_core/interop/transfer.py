@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qinco_core.codec.network import Network
+from qinco_core.codec.product import network_of
 from qinco_core.errors import UsageError
 from qinco_core.interop.checkpoint import write_checkpoint
 from qinco_core.interop.codes import export_codes, import_codes, read_published
@@ -150,7 +150,7 @@ def _export_model(stored: StoredModel, target: Path, onnx: bool, force: bool) ->
         c = stored.config
         properties = {"qinco_fingerprint": stored.header.fingerprint}
         properties |= {name: str(getattr(c, name)) for name in ("D", "M", "K", "ivf_K")}
-        network = Network.from_arrays(c, stored.tensors)
+        network = network_of(c, stored.tensors)
         difference = export_onnx(network, target, properties=properties, force=force)
         note = f"ONNX Runtime decodes as qinco does: largest difference {difference:.1e} of the largest entry"
         return Exported((target,), {"difference": difference}, (note,))

@@ -1,16 +1,10 @@
-"""What all artifacts share: an HDF5 file whose root attributes say what it is and where it came from.
-
-HDF5 itself writes only to memory here. On a full disk it cannot close its file, complains on stderr
-and may crash the process; so it lays out the file without the data (`_Skeleton`), and ordinary writes,
-whose errors are exceptions, put layout and data on the disk.
-"""
+"""What all artifacts share: an HDF5 file whose root attributes say what it is and where it came from."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import importlib.metadata
-import io
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -20,17 +14,16 @@ from typing import Any, BinaryIO
 
 import h5py
 import numpy as np
-from numpy.typing import NDArray
 
 from qinco_core.errors import ArtifactError, ArtifactVersionError, QincoError, StorageError, UsageError
 from qinco_core.files import atomic_output, existing_file
+from qinco_core.files import write_all as write_all  # for the rooms that wrote with it before it moved
+from qinco_core.hdf5 import HDF5Writer, create_hdf5
 
 FORMAT_VERSION = 1
 DIGEST_BYTES = 16
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
-# the metadata of this generation carries checksums and has no flag that a crash leaves set
-_LIBVER = ("v108", "v108")
 _DAMAGE = (
     OSError,
     RuntimeError,
@@ -104,13 +97,6 @@ def writer_version() -> str:
         return importlib.metadata.version("qinco")
     except importlib.metadata.PackageNotFoundError:
         return "0+unknown"
-
-
-def write_all(handle: Any, data: Any) -> None:
-    """Write every byte of `data`, also where an unbuffered file takes only a part at once."""
-    view = memoryview(data).cast("B")
-    while view:
-        view = view[handle.write(view) :]
 
 
 def refuse_newer(what: str, version: int, writer: str) -> None:
@@ -215,37 +201,16 @@ def _header(file: h5py.File, path: Path) -> Header:
     )
 
 
-class ArtifactWriter:
+class ArtifactWriter(HDF5Writer):
     """Lays out an artifact and writes its data; made by `create_artifact`."""
 
     def __init__(self, handle: BinaryIO, layout: h5py.File) -> None:
-        self._handle = handle
-        self._layout = layout
+        super().__init__(handle, layout)
         self._header: Header | None = None
-
-    def dataset(self, name: str, shape: tuple[int, ...], dtype: Any) -> h5py.Dataset:
-        """Reserve contiguous space for a dataset."""
-        properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-        properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-        properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-        folders = h5py.h5p.create(h5py.h5p.LINK_CREATE)
-        folders.set_create_intermediate_group(True)
-        stored = h5py.h5t.py_create(np.dtype(dtype), logical=True)
-        space = h5py.h5s.create_simple(shape) if shape else h5py.h5s.create(h5py.h5s.SCALAR)
-        # h5py's create_dataset ignores these properties for scalars
-        made = h5py.h5d.create(self._layout.id, name.encode(), stored, space, properties, folders)
-        return h5py.Dataset(made)
 
     def group(self, name: str) -> None:
         """Make a group, so that it is there also when nothing is in it."""
-        self._layout.create_group(name)
-
-    def write(self, dataset: h5py.Dataset, data: NDArray[Any], row: int = 0) -> None:
-        """Write `data`, C order and of the dataset's dtype, from its row `row` on."""
-        if data.size:
-            row_bytes = data.nbytes // len(data) if data.ndim else 0
-            self._handle.seek(dataset.id.get_offset() + row * row_bytes)
-            write_all(self._handle, data.reshape(-1).view(np.uint8))
+        self.layout.create_group(name)
 
     def text(self, name: str, value: str) -> None:
         """Write a string dataset with its digest."""
@@ -264,10 +229,10 @@ class ArtifactWriter:
         created = datetime.now(UTC).isoformat(timespec="seconds")
         header = Header(kind, FORMAT_VERSION, fingerprint, created, writer_version(), config, parents)
         for name in ("kind", "fingerprint", "created", "writer"):
-            self.attribute(self._layout, name, getattr(header, name))
-        self.attribute(self._layout, "config", canonical_json(config))
-        self.attribute(self._layout, "parents", canonical_json([asdict(parent) for parent in parents]))
-        self._layout.attrs.create("format_version", FORMAT_VERSION, dtype="<i4")
+            self.attribute(self.layout, name, getattr(header, name))
+        self.attribute(self.layout, "config", canonical_json(config))
+        self.attribute(self.layout, "parents", canonical_json([asdict(parent) for parent in parents]))
+        self.layout.attrs.create("format_version", FORMAT_VERSION, dtype="<i4")
         self._header = header
 
     @property
@@ -286,55 +251,10 @@ def create_artifact(path: str | Path, *, force: bool = False) -> Iterator[Artifa
         OutputExistsError: `path` exists and `force` is false.
         StorageError: the disk is full or read-only.
     """
-    with atomic_output(path, force=force) as temporary, temporary.open("wb", buffering=0) as handle:
-        skeleton = _Skeleton()
-        with h5py.File(skeleton, "w", libver=_LIBVER) as layout:
-            writer = ArtifactWriter(handle, layout)
-            yield writer
-            _ = writer.header
-        skeleton.write_to(handle)
-
-
-class _Skeleton(io.RawIOBase):
-    """A file in memory that keeps only what is written to it: a few kilobytes, however long the file."""
-
-    def __init__(self) -> None:
-        self._writes: list[tuple[int, bytes]] = []
-        self._position = self._size = 0
-
-    def write_to(self, handle: BinaryIO) -> None:
-        """Write all blocks at their places in another file, of the same length."""
-        for offset, data in self._writes:
-            handle.seek(offset)
-            write_all(handle, data)
-        handle.truncate(self._size)
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        self._position = start + offset
-        return self._position
-
-    def tell(self) -> int:
-        return self._position
-
-    def write(self, data: Any) -> int:
-        raw = bytes(data)
-        self._writes.append((self._position, raw))
-        self._position += len(raw)
-        self._size = max(self._size, self._position)
-        return len(raw)
-
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer).cast("B")
-        begin, count = self._position, max(0, min(len(view), self._size - self._position))
-        view[:count] = bytes(count)
-        for offset, data in self._writes:
-            low, high = max(begin, offset), min(begin + count, offset + len(data))
-            if low < high:
-                view[low - begin : high - begin] = data[low - offset : high - offset]
-        self._position += count
-        return count
-
-    def truncate(self, size: int | None = None) -> int:
-        self._size = self._position if size is None else size
-        return self._size
+    with (
+        atomic_output(path, force=force) as temporary,
+        temporary.open("wb", buffering=0) as handle,
+        create_hdf5(handle, ArtifactWriter) as writer,
+    ):
+        yield writer
+        _ = writer.header

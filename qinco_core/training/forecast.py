@@ -11,6 +11,7 @@ from qinco_core.codec.precision import plan
 from qinco_core.progress import Silent
 from qinco_core.store.lists import list_bits
 from qinco_core.training.coarse import Centroids, coarse_codebook
+from qinco_core.training.groups import group_vectors
 from qinco_core.training.log import TrainingLog
 from qinco_core.training.recipes import model_and_search, recipe
 from qinco_core.training.trainer import Run
@@ -57,11 +58,14 @@ def forecast(
     model, search = model_and_search(preset_name, vectors.dim, changes, ivf_K)
     config = recipe(model, search, len(vectors), seconds=seconds, epochs=epochs, changes=training)
     chosen = plan(device, precision, threads)
+    # groups are trained one after the other, and are alike
+    n, part = model.groups, model.part
+    seen = vectors if n == 1 else group_vectors(vectors, 0, n, None)
     with TemporaryDirectory(prefix="qinco-") as folder, TrainingLog(Path(folder) / "log.jsonl") as log:
-        run = Run(vectors, model, search, config, chosen, Path(folder) / "none.h5", log, Silent(), lambda: False)
-        rate = run.speed()
+        run = Run(seen, part, search, config, chosen, Path(folder) / "none.h5", log, Silent(), lambda: False)
+        rate = run.speed() / n
     size = 4 * (model.parameters + model.ivf_K * model.D)
-    sample = min(2 << 30, 4 * model.D * len(run.data))
+    sample = min(2 << 30, 4 * part.D * len(run.data))
     samples = config.samples or int(rate * (config.seconds or 0))
     return Forecast(
         parameters=model.parameters,

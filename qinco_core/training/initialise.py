@@ -68,11 +68,16 @@ def initialise(
 
 
 def initialise_weights(step: Step, generator: torch.Generator) -> None:
-    """The matrices of a step: all Kaiming-uniform under QINCo1 rules, else zero where §2 says so."""
+    """The matrices of a step: all Kaiming-uniform under QINCo1 rules, else zero where §2 says so.
+
+    Of two factors of W_cat the first, `w_cat_out`, is zero where W_cat is: the other one gets gradients to it at once.
+    """
     matrices = [*step.w_up, *(w for w in (step.w_in, step.w_out) if w is not None)]
-    if not step.residual_output:
-        matrices += [step.w_cat, *step.w_down]
-        bound = 1 / math.sqrt(step.w_cat.shape[1])
+    if step.residual_output:
+        matrices += step.concatenation[1:]
+    else:
+        matrices += [*step.concatenation, *step.w_down]
+        bound = 1 / math.sqrt(step.concatenation[0].shape[1])
         nn.init.uniform_(step.b_cat, -bound, bound, generator=generator)
     for matrix in matrices:
         nn.init.kaiming_uniform_(matrix, a=math.sqrt(5), generator=generator)

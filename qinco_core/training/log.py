@@ -12,10 +12,15 @@ from qinco_core.optional import import_summary_writer
 
 
 class TrainingLog:
-    """Appends events to a JSONL file; numbers of rounds go to TensorBoard as well."""
+    """Appends events to a JSONL file; numbers of rounds go to TensorBoard as well.
+
+    Attributes:
+        group: the group of a product model that is in training, which events then name.
+    """
 
     def __init__(self, path: Path, tensorboard: Path | None = None, *, append: bool = False) -> None:
         self._writer = import_summary_writer()(str(tensorboard)) if tensorboard else None
+        self.group: int | None = None
         self._path = path
         self._mode: Literal["a", "w"] = "a" if append else "w"
         self._file: TextIO | None = None
@@ -31,14 +36,16 @@ class TrainingLog:
 
     def write(self, event: str, **fields: Any) -> None:
         """Append one event, with the time, and flush it."""
+        group = {} if self.group is None else {"group": self.group}
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
         with storage_errors(self._path):
             file = self._open()
-            file.write(json.dumps({"event": event, "time": now, **fields}) + "\n")
+            file.write(json.dumps({"event": event, "time": now, **group, **fields}) + "\n")
             file.flush()
         if self._writer is not None and event == "round":
             for name, value in fields.items():
-                self._writer.add_scalar(name, value, fields["samples"])
+                tag = name if self.group is None else f"group {self.group}/{name}"
+                self._writer.add_scalar(tag, value, fields["samples"])
 
     def _open(self) -> TextIO:
         # not before there is something to say: a run that is refused leaves an older log alone

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from qinco_core.codec.network import Network, Step
+from qinco_core.codec.network import Network, Step, product
 
 
 def chain_loss(
@@ -46,11 +46,11 @@ def chain_loss(
 
 def _step_output(step: Step, k_N: Tensor, xhat_ND: Tensor, dtype: torch.dtype) -> Tensor:
     """f(C[k], x̂) of method §2, [N, D]."""
-    E = len(step.b_cat)
     c = step.codebook if step.w_in is None else F.linear(step.codebook, step.w_in)
     # the part of z₀ that depends on the codeword alone: K rows instead of N
-    a = c + F.linear(c, step.w_cat[:, :E], step.b_cat)
-    z = a.to(dtype).index_select(0, k_N) + F.linear(xhat_ND.to(dtype), step.w_cat[:, E:].to(dtype))
+    from_z, from_xhat = step.concatenation_parts
+    a = c + product(c, from_z, step.b_cat)
+    z = a.to(dtype).index_select(0, k_N) + product(xhat_ND.to(dtype), from_xhat)
     for up, down in zip(step.w_up.to(dtype), step.w_down.to(dtype), strict=True):
         z = z + F.linear(F.relu(F.linear(z, up)), down)
     out = (z if step.w_out is None else F.linear(z, step.w_out.to(dtype))).float()

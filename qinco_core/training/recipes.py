@@ -13,7 +13,7 @@ _EPOCH_SIZE = {"fast": 500_000, "paper": 10_000_000}
 
 
 def model_and_search(name: str, D: int, changes: dict[str, Any], ivf_K: int = 0) -> tuple[ModelConfig, EncodeConfig]:
-    """The model and encoder of a preset for dimension D and ivf_K lists, with any of A, B, M, K, L, E, H changed.
+    """The model and encoder of a preset for dimension D and ivf_K lists, with any of A, B and its sizes changed.
 
     Raises:
         UsageError: no such preset, or sizes that cannot be.
@@ -67,7 +67,8 @@ def recipe(
                 "warmup": 0.0,
             }
     if not model.preselect:
-        base |= {"A": 0, "late_A": 0}
+        # every codeword is tried, so a second beam costs twice as much
+        base |= {"A": 0, "late_A": 0, "late_B": min(2, search.B)}
     fields = base | fields
     if seconds is None and fields.get("samples") is None:
         learn = max(1, vectors - validation_size(fields.get("val"), vectors))
@@ -76,6 +77,6 @@ def recipe(
     fields["seconds"] = seconds
     batch = fields.get("batch", 1024) * fields.get("accumulate", 1)
     # large models are slow: shorter batches keep the time budget and Ctrl-C responsive
-    usual = 4096 if model.parameters < _LARGE else 1024
+    usual = 4096 if model.part.parameters < _LARGE else 1024
     fields["encode_batch"] = max(fields.get("encode_batch", usual), batch)
     return TrainConfig.parse(fields)

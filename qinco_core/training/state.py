@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from qinco_core.codec.network import Network
-from qinco_core.config import TrainConfig
+from qinco_core.config import EncodeConfig, ModelConfig, TrainConfig
 from qinco_core.errors import LineageError
 from qinco_core.store import load_checkpoint, save_checkpoint
 
@@ -87,18 +87,38 @@ def save(state: State, path: Path, identity: dict[str, Any]) -> None:
     save_checkpoint(path, config=identity, arrays=arrays, state=asdict(state.position))
 
 
-def restore(state: State, path: Path, identity: dict[str, Any]) -> None:
-    """Bring a new state to where the checkpoint is.
+def run_identity(stamp: str, model: ModelConfig, search: EncodeConfig, config: TrainConfig) -> dict[str, Any]:
+    """What run this is: the vectors, by their stamp, and everything that was asked for."""
+    return {
+        "vectors": stamp,
+        "model": model.model_dump(),
+        "search": search.model_dump(),
+        "training": config.model_dump(),
+    }
+
+
+def load_run(path: Path, identity: dict[str, Any]) -> tuple[Arrays, dict[str, Any]]:
+    """The arrays and the state of a checkpoint.
 
     Raises:
         LineageError: the checkpoint is of another run; the message says in what it differs.
     """
-    config, arrays, position = load_checkpoint(path)
+    config, arrays, state = load_checkpoint(path)
     if differs := _differences(identity, config):
         raise LineageError(
             f"{path} is of another run ({'; '.join(differs)}): resume with the same options and training file, "
             "or start over with --force"
         )
+    return arrays, state
+
+
+def restore(state: State, path: Path, identity: dict[str, Any]) -> None:
+    """Bring a new state to where the checkpoint is.
+
+    Raises:
+        LineageError: as of `load_run`.
+    """
+    arrays, position = load_run(path, identity)
     state.network.load_state_dict(_tensors(arrays, "model."))
     state.best = {name.removeprefix("best."): a for name, a in arrays.items() if name.startswith("best.")}
     for i, parameter in enumerate(state.parameters):

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from qinco_core.codec.engine import Engine
 from qinco_core.codec.network import Network
 from qinco_core.codec.precision import Plan
+from qinco_core.codec.product import AnyNetwork
 from qinco_core.codec.workers import one_thread_each
 from qinco_core.config import EncodeConfig, ModelConfig, TrainConfig
 from qinco_core.errors import TrainingError
@@ -31,7 +32,7 @@ from qinco_core.training.gradients import accumulate_gradients
 from qinco_core.training.initialise import initialise
 from qinco_core.training.log import TrainingLog
 from qinco_core.training.schedule import Budget, peak_rate, rate
-from qinco_core.training.state import State, new_state, restore, save
+from qinco_core.training.state import State, new_state, restore, run_identity, save
 from qinco_core.vectors import VectorFile
 
 # validation between rounds looks at so many vectors at most, through a beam of at most this width, and at
@@ -53,7 +54,7 @@ class Interrupted(Exception):  # noqa: N818 - a message, not an error
 class Trained:
     """A finished run: the best network, and its figures (validation MSE in the units of the data)."""
 
-    network: Network
+    network: AnyNetwork
     figures: dict[str, Any]
 
 
@@ -122,12 +123,7 @@ class Run:
         self.checkpoint, self.log, self.progress, self.stop = checkpoint, log, progress, stop
         self.budget = Budget.of(config, len(self.data))
         self.state = new_state(Network(model).to(plan.device), config)
-        self.identity = {
-            "vectors": self.data.stamp,
-            "model": model.model_dump(),
-            "search": search.model_dump(),
-            "training": config.model_dump(),
-        }
+        self.identity = run_identity(self.data.stamp, model, search, config)
         self.centroids_KD = centroids_KD
         if centroids_KD is not None:
             self.identity["centroids"] = digest(centroids_KD.contiguous().numpy())

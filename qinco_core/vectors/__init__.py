@@ -1,12 +1,15 @@
 """Reading and writing files of vectors.
 
-- `base`: layouts, checks, and the `VectorSource` protocol
-- `vecs`, `bin`, `npy`, `hdf5`: one family of formats each; `formats`: the table of them
-- `mapped`, `reader`: files by memory-mapped batches; `stream`: pipes; `writer`: output
+- `base`: layouts, checks, and the protocols that readers and writers of formats keep to
+- `records` with the headers of `vecs`, `bin` and `npy`; `npz`, `hdf5`, `parquet`, `arrow`: one family of formats
+  each, its reading and its writing; `formats`: the table of them
+- `mapped`, `columns`, `parts`, `spill`: what they share
+- `reader`: files; `stream`: pipes; `writer`: output; `ids`: ids; `convert`: from one format to another
 """
 
 from qinco_core.vectors.base import VectorSource
 from qinco_core.vectors.formats import FORMATS, Format, detect_format
+from qinco_core.vectors.ids import read_ids
 from qinco_core.vectors.reader import VectorFile, open_vectors
 from qinco_core.vectors.stream import VectorStream, read_stream
 from qinco_core.vectors.writer import VectorWriter, open_writer, write_vectors
@@ -21,6 +24,7 @@ __all__ = [
     "detect_format",
     "open_vectors",
     "open_writer",
+    "read_ids",
     "read_stream",
     "write_vectors",
 ]

@@ -5,9 +5,10 @@ N rows of D dimensions; a record is a row as it lies in the file, with its heade
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Protocol
+from typing import IO, Any, BinaryIO, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +17,14 @@ from qinco_core.errors import UsageError, VectorFileError
 
 Array = npt.NDArray[Any]
 DType = np.dtype[Any]
+# takes the next [n, D] rows of a file that is being written, and their ids, int64 [n] or None
+Append = Callable[[Array, Array | None], None]
 
 # int32 and int64 are what tables of neighbours are made of
 DTYPES = tuple(np.dtype(t) for t in ("float16", "float32", "float64", "uint8", "int8", "int32", "int64"))
 MAX_D = 1 << 20
 
-_SIGNATURES = {b"\x93NUM": "npy", b"\x89HDF": "hdf5"}
+_SIGNATURES = {b"\x93NUM": "npy", b"\x89HDF": "hdf5", b"PAR1": "parquet", b"ARRO": "arrow", b"PK\x03\x04": "npz"}
 _READ_BYTES = 1 << 20
 
 
@@ -49,7 +52,7 @@ class VectorSource(Protocol):
 
 
 class Rows(Protocol):
-    """Random access to the rows of one file; indices are checked by the caller."""
+    """Random access to the rows of a file or a folder of files; indices are checked by the caller."""
 
     @property
     def layout(self) -> Layout:
@@ -60,6 +63,23 @@ class Rows(Protocol):
 
     def gather(self, rows: Array) -> Array:
         """The rows of those numbers (int64 [n], at least one) as a fresh [n, D] array."""
+
+    def place(self, row: int) -> tuple[str, int]:
+        """The file that a row is in and its number there, for messages."""
+
+
+class Feed(Protocol):
+    """Rows that arrive through a pipe."""
+
+    @property
+    def layout(self) -> Layout:
+        """The dtype, D and, where the pipe has told it, the count of the rows."""
+
+    def take(self, n: int) -> Array:
+        """The next n rows, fresh; fewer, or none, only at the end of a feed without a count."""
+
+    def finish(self) -> None:
+        """Called after the last row that is wanted: refuse what cannot come after it."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +142,32 @@ class Layout:
         return records
 
 
+@dataclass(frozen=True)
+class Outline:
+    """What a file that is to be written holds.
+
+    `count` is None where only its end will tell, `key` names a dataset, column or array, `piped` says
+    that there is no way back to what was written.
+    """
+
+    name: str
+    dtype: DType
+    D: int
+    count: int | None
+    key: str | None = None
+    with_ids: bool = False
+    piped: bool = False
+
+    @property
+    def layout(self) -> Layout:
+        """The rows without anything around them."""
+        return Layout(self.dtype, self.D, self.count)
+
+
+# writes a file of the outline to an open handle: what is appended inside the block
+WriteRows = Callable[[BinaryIO, Outline], AbstractContextManager[Append]]
+
+
 def check_shape(name: str, D: int, count: int | None = None) -> None:
     """Refuse a header whose numbers cannot be.
 
@@ -150,20 +196,30 @@ def check_dtype(name: str, dtype: DType) -> None:
         raise VectorFileError(f"{name} holds {dtype}; convert it to one of {wanted}")
 
 
+def first_broken(block: Array) -> int | None:
+    """The first row of a [n, D] block that holds NaN or infinity."""
+    if block.dtype.kind != "f":
+        return None
+    finite = np.isfinite(block)
+    return None if finite.all() else int(np.flatnonzero(~finite.all(axis=1))[0])
+
+
+def broken(name: str, row: int) -> VectorFileError:
+    """The error for a row that `first_broken` found."""
+    return VectorFileError(
+        f"{name}: row {row} (counted from 0) holds NaN or infinity; remove or repair such rows first"
+    )
+
+
 def check_finite(block: Array, rows: Sequence[int] | Array, name: str) -> None:
     """Refuse NaN and infinity in a [n, D] block whose row numbers are `rows`.
 
     Raises:
         VectorFileError: names the first such row.
     """
-    if block.dtype.kind != "f":
-        return
-    finite = np.isfinite(block)
-    if not finite.all():
-        row = rows[np.flatnonzero(~finite.all(axis=1))[0]]
-        raise VectorFileError(
-            f"{name}: row {row} (counted from 0) holds NaN or infinity; remove or repair such rows first"
-        )
+    found = first_broken(block)
+    if found is not None:
+        raise broken(name, int(rows[found]))
 
 
 def check_range(start: int, stop: int, count: int, name: str) -> None:
@@ -210,7 +266,7 @@ def window(skip: int, limit: int | None, count: int, name: str) -> tuple[int, in
     return skip, count if limit is None else min(count, skip + limit)
 
 
-def read_up_to(handle: BinaryIO, length: int) -> bytearray:
+def read_up_to(handle: IO[bytes], length: int) -> bytearray:
     """`length` bytes, or fewer where the stream ends before; memory grows with what arrives."""
     data = bytearray()
     while len(data) < length and (piece := handle.read(min(length - len(data), _READ_BYTES))):
@@ -218,7 +274,7 @@ def read_up_to(handle: BinaryIO, length: int) -> bytearray:
     return data
 
 
-def read_header_bytes(handle: BinaryIO, length: int, name: str) -> bytes:
+def read_header_bytes(handle: IO[bytes], length: int, name: str) -> bytes:
     """Exactly `length` bytes of a header.
 
     Raises:

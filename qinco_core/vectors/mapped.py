@@ -46,6 +46,10 @@ class MappedRows:
         records = self._records(0, self._count)[rows] if self.layout.fortran else self._read_rows(rows)
         return self.layout.decode(records, rows, self._name)
 
+    def place(self, row: int) -> tuple[str, int]:
+        """The file's name, and the row's number as it is."""
+        return self._name, row
+
     def _records(self, start: int, stop: int) -> Array:
         """A view of records start..stop-1 that keeps its map alive."""
         layout = self.layout

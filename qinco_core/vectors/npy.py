@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ast
-from typing import Any, BinaryIO
+from dataclasses import dataclass
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 
@@ -23,11 +24,43 @@ _MAX_HEADER = 10_000
 _CODES = {dtype.str[1:] for dtype in DTYPES}
 
 
+@dataclass(frozen=True)
+class Header:
+    """What an npy header says: any array's, not only that of vectors. `size` counts the header's own bytes."""
+
+    fields: dict[str, Any]
+    size: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape as it stands there."""
+        return tuple(self.fields["shape"]) if isinstance(self.fields["shape"], tuple) else ()
+
+    def layout(self, name: str) -> Layout:
+        """The layout of an array of vectors.
+
+        Raises:
+            VectorFileError: another shape or dtype, among them pickled objects.
+        """
+        count, D = _shape(self.fields, name)
+        fortran = bool(self.fields["fortran_order"])
+        return Layout(_dtype(self.fields, name), D, count, self.size, fortran=fortran)
+
+
 def read_header(handle: BinaryIO, name: str) -> Layout:
     """The layout that the header tells; the header is consumed.
 
     Raises:
         VectorFileError: no npy file, cut inside the header, or an array that is no table of vectors.
+    """
+    return parse_header(handle, name).layout(name)
+
+
+def parse_header(handle: IO[bytes], name: str) -> Header:
+    """The header of any array; it is consumed.
+
+    Raises:
+        VectorFileError: no npy file, or cut inside the header.
     """
     head = read_header_bytes(handle, 8, name)
     refuse_signature(head, "npy", name)
@@ -37,9 +70,7 @@ def read_header(handle: BinaryIO, name: str) -> Layout:
     length = int.from_bytes(read_header_bytes(handle, width, name), "little")
     if length > _MAX_HEADER:
         raise VectorFileError(f"{name}: its npy header of {length} bytes is damaged; save it again with numpy.save")
-    fields = _parse(read_header_bytes(handle, length, name), name)
-    count, D = _shape(fields, name)
-    return Layout(_dtype(fields, name), D, count, 8 + width + length, fortran=bool(fields["fortran_order"]))
+    return Header(_parse(read_header_bytes(handle, length, name), name), 8 + width + length)
 
 
 def write_header(layout: Layout) -> bytes:

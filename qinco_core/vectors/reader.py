@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
+import hashlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import Self
 
 import numpy as np
 
 from qinco_core.errors import StorageError, UsageError, VectorFileError
 from qinco_core.files import existing_file
-from qinco_core.vectors import hdf5
-from qinco_core.vectors.base import (
-    Array,
-    DType,
-    Layout,
-    Rows,
-    check_batch,
-    check_finite,
-    check_range,
-    window,
-)
-from qinco_core.vectors.formats import FORMATS, detect_format
-from qinco_core.vectors.mapped import MappedRows
+from qinco_core.vectors.base import Array, DType, Rows, broken, check_batch, check_range, first_broken, window
+from qinco_core.vectors.formats import FORMATS, Format, detect_format, split_key
+from qinco_core.vectors.parts import find_parts
 
 
 class VectorFile:
@@ -84,9 +75,7 @@ class VectorFile:
         """
         check_range(start, stop, len(self), self.name)
         start, stop = self._start + start, self._start + stop
-        block = self._open_rows().fetch(start, stop)
-        check_finite(block, range(start, stop), self.name)
-        return block
+        return _checked(self._open_rows(), self._open_rows().fetch(start, stop), range(start, stop))
 
     def take(self, rows: Array) -> Array:
         """The rows of those numbers (integers [n], any order, repeats allowed) as a fresh [n, D] array.
@@ -100,9 +89,7 @@ class VectorFile:
             return self.read(0, 0)
         check_range(int(rows.min()), int(rows.max()) + 1, len(self), self.name)
         rows = rows + self._start
-        block = self._open_rows().gather(rows)
-        check_finite(block, rows, self.name)
-        return block
+        return _checked(self._open_rows(), self._open_rows().gather(rows), rows)
 
     def batches(self, size: int) -> Iterator[Array]:
         """All vectors in order, [n, D] at a time with n = `size` but for the last.
@@ -136,80 +123,87 @@ class VectorFile:
         return self._rows
 
 
+def _checked(opened: Rows, block: Array, rows: Sequence[int] | Array) -> Array:
+    """The block, whose rows have those numbers, without NaN and infinity."""
+    found = first_broken(block)
+    if found is not None:
+        raise broken(*opened.place(int(rows[found])))
+    return block
+
+
 def open_vectors(
     source: str | Path, *, format: str | None = None, skip: int = 0, limit: int | None = None
 ) -> VectorFile:
     """Open `limit` vectors of a file after the first `skip`; the format is told by extension or `format`.
 
-    `source` may be `file.hdf5::key`. The file's size is checked against its header; nothing else is
-    read yet. A limit beyond the end is clipped.
+    `source` may be `file.hdf5::dataset`, `file.npz::array`, `file.parquet::column`, and a folder of Parquet
+    or Arrow files. Sizes are checked against headers; of the vectors nothing else is read yet. A limit
+    beyond the end is clipped.
 
     Raises:
         InputNotFoundError: nothing is there.
         UsageError: unknown format, no such dataset, or a skip or limit that leaves nothing.
         VectorFileError: empty, truncated, malformed, or not of that format.
-        StorageError: it may not be read.
+        StorageError: it may not be read, or no room is left in $TMPDIR to unpack what is compressed.
     """
-    path, key = _split(source)
-    format = detect_format(path, format)
-    if key is not None and format != "hdf5":
-        raise UsageError(f"{source}: only HDF5 files have datasets to name with ::, this is {format}")
-    existing_file(path)
-    rows: Rows
-    with _open_regular(path) as handle:
-        facts = os.fstat(handle.fileno())
-        identity = f"{facts.st_size} bytes at {facts.st_mtime_ns}"
-        name = str(path)
-        if format == "hdf5":
-            rows, key = hdf5.open_rows(path, key)
-            name, identity = f"{path}::{key.lstrip('/')}", f"{identity} {key}"
-        else:
-            rows = _mapped_rows(handle, facts.st_size, format, name)
+    found = locate(source, format)
+    rows, key = found.format.open(found.name, found.files, found.key)
+    name, identity = found.name, found.identity
+    if key is not None:
+        name, identity = f"{name}::{key.lstrip('/')}", f"{identity} {key}"
     start, stop = window(skip, limit, rows.layout.count or 0, name)
-    return VectorFile(rows, name=name, format=format, identity=identity, start=start, stop=stop)
+    return VectorFile(rows, name=name, format=found.format.name, identity=identity, start=start, stop=stop)
 
 
-def _split(source: str | Path) -> tuple[Path, str | None]:
-    path, separator, key = str(source).rpartition("::")
-    if not separator or Path(source).exists():
-        return Path(source), None
-    return Path(path), key
+@dataclass(frozen=True)
+class Found:
+    """A source that is there: its name, format, files, the key after `::`, and what identifies the files."""
+
+    name: str
+    format: Format
+    files: list[Path]
+    key: str | None
+    identity: str
 
 
-def _open_regular(path: Path) -> BinaryIO:
+def locate(source: str | Path, format: str | None = None) -> Found:
+    """Find the files of a source and check that they can be read.
+
+    Raises:
+        InputNotFoundError: nothing is there.
+        UsageError: unknown format, or a key where there is nothing to name.
+        VectorFileError: a file is empty.
+        StorageError: a file may not be read.
+    """
+    path, key = split_key(source)
+    if path.is_dir() and (format is None or FORMATS[detect_format(path, format)].folders):
+        format, files = find_parts(
+            path, {f.name: f.extensions for f in FORMATS.values() if f.folders and format in (None, f.name)}
+        )
+    else:
+        format, files = detect_format(path, format), [path]
+        existing_file(path)
+    chosen = FORMATS[format]
+    if key is not None and not chosen.key:
+        keyed = ", ".join(f.name for f in FORMATS.values() if f.key)
+        raise UsageError(f"{source}: {format} has nothing to name with ::, only {keyed} have: write {path}")
+    facts = [_facts(file) for file in files]
+    identity = f"{facts[0][0]} bytes at {facts[0][1]}"
+    if path.is_dir():
+        mark = hashlib.blake2b(repr(facts).encode(), digest_size=16).hexdigest()
+        identity = f"{sum(size for size, _ in facts)} bytes in {len(files)} files {mark}"
+    return Found(str(path), chosen, files, key, identity)
+
+
+def _facts(path: Path) -> tuple[int, int]:
+    """The size and time of a file that can be read and holds something."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise UsageError(f"{path} is not a regular file; pipe it in as - with --format instead")
     try:
-        handle = path.open("rb")
+        with path.open("rb") as handle:
+            facts = os.fstat(handle.fileno())
     except OSError as error:
         raise StorageError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
-    if os.fstat(handle.fileno()).st_size == 0:
-        handle.close()
+    if facts.st_size == 0:
         raise VectorFileError(f"{path} is empty; make it again")
-    return handle
-
-
-def _mapped_rows(handle: BinaryIO, size: int, format: str, name: str) -> MappedRows:
-    read_header = FORMATS[format].read_header
-    if read_header is None:
-        raise UsageError(f"{name}: {format} has no header to read")
-    layout = _fit(read_header(handle, name), size, format, name)
-    rows = MappedRows(handle, layout, layout.count or 0, name)
-    if layout.prefixed and layout.count:
-        rows.fetch(layout.count - 1, layout.count)  # tells a wrong format before any work starts
-    return rows
-
-
-def _fit(layout: Layout, size: int, format: str, name: str) -> Layout:
-    """The layout with its count, which the file's size must agree with."""
-    count = size // layout.row_bytes if layout.count is None else layout.count
-    expected = layout.offset + count * layout.row_bytes
-    if count == 0 or size != expected:
-        if layout.prefixed:
-            what = f"{size} bytes are no whole number of rows of {layout.row_bytes} bytes (D = {layout.D})"
-        else:
-            what = f"the header says {count} x {layout.D} {layout.native}, {expected} bytes; there are {size}"
-        raise VectorFileError(
-            f"{name}: {what}. It is truncated or not {format}: make it again, or name the format: --format"
-        )
-    return dataclasses.replace(layout, count=count)
+    return facts.st_size, facts.st_mtime_ns

@@ -4,74 +4,84 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from qinco_core.errors import DimensionError, UsageError, VectorFileError
-from qinco_core.files import atomic_output, storage_errors
-from qinco_core.vectors.base import DTYPES, MAX_D, Array, DType, Layout, check_dtype, check_finite
-from qinco_core.vectors.formats import FORMATS, Format, detect_format
+from qinco_core.files import atomic_output, storage_errors, write_all
+from qinco_core.vectors.base import DTYPES, MAX_D, Append, Array, DType, Outline, check_dtype, check_finite
+from qinco_core.vectors.formats import FORMATS, Format, detect_format, split_key
 
 _BLOCK_ROWS = 65_536
 
 
 class VectorWriter:
-    """Takes blocks of vectors in order; `written` counts them. Made by `open_writer`."""
+    """Takes blocks of vectors in order; made by `open_writer`.
 
-    def __init__(self, handle: BinaryIO, name: str, format: Format, layout: Layout) -> None:
-        self.name = name
+    Attributes:
+        name: of the file, for messages.
+        dtype: of the vectors in the file.
+        written: vectors so far.
+        changed: numbers so far that are not in the file as they were given, for it cannot hold them.
+    """
+
+    def __init__(self, outline: Outline, append: Append) -> None:
+        self.name = outline.name
+        self.dtype = outline.dtype.newbyteorder("=")
         self.written = 0
-        self._handle = handle
-        self._format = format
-        self._layout = layout
-        self._write_header(layout)
+        self.changed = 0
+        self._outline = outline
+        self._append = append
 
-    def append(self, block: Array) -> None:
+    def append(self, block: Array, ids: Array | None = None) -> None:
         """Write a [n, D] block after the ones before, converted to the file's dtype.
 
-        uint8 and int8 files round and clip; int32 files round and refuse what does not fit.
+        uint8 and int8 files round and clip; other integers round and refuse what does not fit. `ids` are
+        the integers [n] of a file that was opened for them.
 
         Raises:
-            DimensionError: the block is not [n, D].
+            DimensionError: the block is not [n, D], or the ids are not [n].
             VectorFileError: NaN or infinity, integers that do not fit, or more rows than were announced.
+            UsageError: ids that the file has no place for, or none where it has.
         """
         block = np.asarray(block)
-        D, count = self._layout.D, self._layout.count
+        D, count = self._outline.D, self._outline.count
         if block.ndim != 2 or block.shape[1] != D:
             raise DimensionError(f"{self.name}: a block of shape {block.shape} was given; rows have {D} dimensions")
         if count is not None and self.written + len(block) > count:
             raise VectorFileError(f"{self.name}: {count} vectors were announced, more were given")
         rows = range(self.written, self.written + len(block))
-        self._write(self._layout.encode(_convert(block, self._layout.native, rows, self.name)))
+        converted = _convert(block, self.dtype, rows, self.name)
+        if not np.can_cast(block.dtype, self.dtype):
+            with np.errstate(invalid="ignore"):
+                self.changed += int(np.count_nonzero(converted.astype(block.dtype) != block))
+        self._append(converted, self._ids(ids, len(block)))
         self.written += len(block)
 
-    def finish(self) -> None:
-        """Check the number of vectors and put it into the header; `open_writer` calls this.
+    def check(self) -> None:
+        """Check the number of vectors at the end; `open_writer` calls this.
 
         Raises:
             VectorFileError: none were written, or another number than was announced.
         """
-        count = self._layout.count
+        count = self._outline.count
         if self.written == 0 or count not in (None, self.written):
             announced = "" if count is None else f" of {count} announced"
             raise VectorFileError(f"{self.name}: {self.written}{announced} vectors were written; nothing is kept")
-        if count is None and not self._format.prefixed:
-            self._handle.seek(0)
-            self._write_header(dataclasses.replace(self._layout, count=self.written))
-        self._handle.flush()
 
-    def _write_header(self, layout: Layout) -> None:
-        if self._format.write_header is not None:
-            self._write(np.frombuffer(self._format.write_header(layout), np.uint8))
-
-    def _write(self, data: Array) -> None:
-        left = data.reshape(-1).view(np.uint8).data
-        while left:  # an unbuffered stdout may take less than it is given
-            left = left[self._handle.write(left) :]
+    def _ids(self, ids: Array | None, n: int) -> Array | None:
+        if (ids is not None) != self._outline.with_ids:
+            raise UsageError(f"{self.name} was opened {'for' if ids is None else 'without'} ids; give all or none")
+        if ids is None:
+            return None
+        if ids.shape != (n,):
+            raise DimensionError(f"{self.name}: ids of shape {ids.shape} for {n} vectors; give one id a vector")
+        return np.ascontiguousarray(ids, np.int64)
 
 
 @contextlib.contextmanager
@@ -82,13 +92,14 @@ def open_writer(
     dtype: npt.DTypeLike,
     format: str | None = None,
     count: int | None = None,
+    with_ids: bool = False,
     force: bool = False,
 ) -> Iterator[VectorWriter]:
     """Write vectors of dimension D to a path or an open binary stream; a context manager.
 
-    A path gets its file when the block ends well, and keeps what it had when it does not. `dtype` is
-    the type of an npy file; the other formats have their own, see `VectorWriter.append`. A stream needs
-    a `format`, and a `count` where the header holds one.
+    A path gets its file when the block ends well, and keeps what it had when it does not; after `::` it may
+    name the dataset, array or column. `dtype` is the type of formats that hold several; the others have
+    their own, see `VectorWriter.append`. A stream needs a `format`, and a `count` where that begins with it.
 
     Raises:
         UsageError: an unknown or unwritable format, or D, dtype or count that cannot be.
@@ -96,22 +107,45 @@ def open_writer(
         StorageError: the disk is full or read-only.
         VectorFileError: at the end, when no vectors were written or another number than `count`.
     """
-    stream = not isinstance(target, (str, Path))
-    name = "<stdout>" if stream else str(target)
-    chosen = _writable(name, format, stream=stream)
-    layout = _layout(chosen, D, np.dtype(dtype), count)
-    if stream and count is None and not chosen.prefixed:
-        raise UsageError(f"{chosen.name} begins with the number of vectors, unknown here; write fvecs to a pipe")
+    piped = not isinstance(target, (str, Path))
+    if piped and format is None:
+        raise UsageError(f"a pipe has no extension; name the format with --format: {', '.join(pipeable())}")
+    name = "<stdout>" if piped else str(target)
+    chosen = FORMATS[detect_format(name, format)]
+    path, key = (Path(name), None) if piped or not chosen.key else split_key(name)
+    outline = _outline(chosen, Outline(name, np.dtype(dtype), D, count, key, with_ids, piped))
     with contextlib.ExitStack() as stack:
         if isinstance(target, (str, Path)):
-            temporary = stack.enter_context(atomic_output(target, force=force))
+            temporary = stack.enter_context(atomic_output(path, force=force))
             handle: BinaryIO = stack.enter_context(temporary.open("wb"))
         else:
             stack.enter_context(storage_errors(name))
-            handle = target
-        writer = VectorWriter(handle, name, chosen, layout)
+            handle = _Outlet(target)
+        writer = VectorWriter(outline, stack.enter_context(chosen.write(handle, outline)))
         yield writer
-        writer.finish()
+        writer.check()
+    if not isinstance(target, (str, Path)):
+        with storage_errors(name):
+            target.flush()
+
+
+class _Outlet(io.RawIOBase, BinaryIO):
+    """A pipe that others may close, and that takes all bytes, over one that stays open."""
+
+    def __init__(self, handle: BinaryIO) -> None:
+        self._handle = handle
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        write_all(self._handle, data)
+        return memoryview(data).nbytes
+
+
+def pipeable() -> list[str]:
+    """The names of the formats that can be written to a pipe."""
+    return [f.name for f in FORMATS.values() if not f.seeks]
 
 
 def write_vectors(
@@ -132,24 +166,23 @@ def write_vectors(
             writer.append(array[at : at + _BLOCK_ROWS])
 
 
-def _writable(name: str, format: str | None, *, stream: bool) -> Format:
-    usable = ", ".join(f.name for f in FORMATS.values() if f.writable)
-    if stream and format is None:
-        raise UsageError(f"a pipe has no extension; name the format with --format: {usable}")
-    chosen = FORMATS[detect_format(name, format)]
-    if not chosen.writable:
-        raise UsageError(f"{name}: {chosen.name} is only read, not written; write one of {usable}")
-    return chosen
-
-
-def _layout(format: Format, D: int, dtype: DType, count: int | None) -> Layout:
+def _outline(format: Format, asked: Outline) -> Outline:
+    """The outline of a file of that format, or the refusal of what it cannot hold."""
+    D, count, dtype = asked.D, asked.count, asked.dtype
     if not 1 <= D <= MAX_D:
         raise UsageError(f"D = {D}; vectors have 1 to {MAX_D} dimensions")
     if count is not None and count < 1:
         raise UsageError(f"count = {count}; write at least 1 vector")
-    if format.dtype is None and dtype.newbyteorder("=") not in DTYPES:
+    if len(format.holds) > 1 and dtype.newbyteorder("=") not in DTYPES:
         raise UsageError(f"{format.name} files of {dtype} are not written; use one of {', '.join(map(str, DTYPES))}")
-    return Layout((format.dtype or dtype).newbyteorder("<"), D, count, prefixed=format.prefixed)
+    if asked.with_ids and not format.with_ids:
+        able = ", ".join(f.name for f in FORMATS.values() if f.with_ids)
+        raise UsageError(f"{asked.name}: {format.name} has no place for ids; write {able}, or leave the ids out")
+    if asked.piped and format.seeks:
+        raise UsageError(f"{format.name} cannot be written to a pipe; use a file, or one of {', '.join(pipeable())}")
+    if asked.piped and format.counted and count is None:
+        raise UsageError(f"{format.name} begins with the number of vectors, unknown here; write fvecs to a pipe")
+    return dataclasses.replace(asked, dtype=format.stored(dtype).newbyteorder("<"))
 
 
 def _convert(block: Array, dtype: DType, rows: range, name: str) -> Array:

@@ -224,7 +224,7 @@ def test_outputs_that_exist(model, codes, tmp_path):
     ("name", "options", "says"),
     [
         ("x.xyz", [], "of no known format"),
-        ("x.hdf5", [], "hdf5 is only read"),
+        ("-", ["--format", "hdf5"], "hdf5 cannot be written to a pipe"),
         ("-", [], "--format"),
         ("-", ["--format", "csv"], "no format 'csv'"),
     ],

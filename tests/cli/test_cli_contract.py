@@ -20,7 +20,7 @@ HEAVY = ["torch", "numpy", "h5py", "pyarrow", "faiss", "matplotlib"]
 
 
 def test_commands_are_those_of_the_documentation():
-    named = "centroids decode encode eval index info pairwise presets search train tune verify"
+    named = "centroids decode encode eval fetch groundtruth index info pairwise presets search train tune verify"
     assert named.split() == COMMANDS
 
 

@@ -104,6 +104,7 @@ def test_centroids_and_pairwise_go_out(store: Path, tmp_path: Path) -> None:
     ("arguments", "code", "said"),
     [
         (["import", "nothing.pt"], 2, "nothing.pt does not exist"),
+        (["import", "qinco1-bigann1M-8x8"], 2, "qinco fetch qinco1-bigann1M-8x8"),
         (["import", TEXT, "--name", "x", "-o", "y.h5"], 2, "--name is a name in the store and -o a path"),
         (["import", MODELS / "q2.pt", "--name", "x"], 2, "--name names codes, but"),
         (["import", MODELS / "q2.pt", "--model", "m.h5"], 2, "--model is the model of codes"),

@@ -1,6 +1,7 @@
 """Published files: small models of another implementation, their codes and pairwise decoder.
 
-Of the decoder's tables those rows that the first thousand codes do not use are 0, and the file is compressed (it had 6.3 MB).
+Of the decoder's tables those rows that the first thousand codes do not use are 0, and the file is compressed; it
+had 6.3 MB.
 """
 
 from __future__ import annotations

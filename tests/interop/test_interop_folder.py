@@ -11,16 +11,20 @@ import numpy as np
 import onnxruntime
 import pytest
 import safetensors.numpy
+import torch
+from torch import nn
 
 from qinco_core.api import Codec
 from qinco_core.codec.network import Network
-from qinco_core.errors import ForeignFileError, OutputExistsError, QincoError
-from qinco_core.interop.checkpoint import read_checkpoint
+from qinco_core.codec.product import AnyNetwork, ProductNetwork, network_of
+from qinco_core.config import EncodeConfig, ModelConfig
+from qinco_core.errors import ForeignFileError, OutputExistsError, QincoError, UsageError
+from qinco_core.interop.checkpoint import read_checkpoint, write_checkpoint
 from qinco_core.interop.detect import detect
 from qinco_core.interop.folder import export_folder
 from qinco_core.interop.models import import_model
 from qinco_core.interop.onnx import export_onnx
-from qinco_core.store import load_model
+from qinco_core.store import load_model, save_model
 
 MODELS = Path(__file__).parents[1] / "codec" / "golden"
 
@@ -106,6 +110,45 @@ def test_a_spoilt_folder_is_refused(spoil: Callable[[Path], None], said: str, sh
 def test_another_folder_is_none(tmp_path: Path) -> None:
     with pytest.raises(ForeignFileError, match=r"folder without config\.json and model\.safetensors"):
         detect(tmp_path)
+
+
+def small(**sizes: Any) -> AnyNetwork:
+    """A model of random weights, of low rank or in groups."""
+    config = ModelConfig(D=16, M=4, K=16, L=1, E=8, H=16, **sizes)
+    network = ProductNetwork(config) if config.groups > 1 else Network(config)
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, 0, 0.3, generator=torch.Generator().manual_seed(parameter.numel()))
+    return network_of(config, network.to_arrays())
+
+
+def test_a_low_rank_becomes_a_whole_matrix(tmp_path: Path) -> None:
+    network = small(rank=3)
+    write_checkpoint(tmp_path / "m.pt", network.config, EncodeConfig(A=4, B=4), network.to_arrays(), force=False)
+    model = read_checkpoint(tmp_path / "m.pt")
+    assert model.config.rank == 0
+    again, codes = Network.from_arrays(model.config, model.tensors), torch.randint(16, (9, 4))
+    assert torch.allclose(again.decode(codes), network.decode(codes), atol=1e-5)
+
+
+@pytest.mark.parametrize("sizes", [{"rank": 3}, {"groups": 2}, {"groups": 2, "opq": True}])
+def test_every_kind_of_model_goes_to_a_folder_and_back(sizes: dict[str, Any], tmp_path: Path) -> None:
+    network = small(**sizes)
+    save_model(tmp_path / "m.h5", network.config, EncodeConfig(A=4, B=4), network.to_arrays(), training={})
+    stored = load_model(tmp_path / "m.h5")
+    export_folder(stored, tmp_path / "m", force=False)
+    assert import_model(detect(tmp_path / "m"), tmp_path / "n.h5").fingerprint == stored.header.fingerprint
+    assert load_model(tmp_path / "n.h5").config == network.config
+
+
+def test_groups_have_no_place_in_a_published_checkpoint(tmp_path: Path) -> None:
+    network = small(groups=2)
+    with pytest.raises(UsageError, match="no place for a model of 2 groups"):
+        write_checkpoint(tmp_path / "m.pt", network.config, EncodeConfig(A=4, B=4), network.to_arrays(), force=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_product_model_decodes_by_onnx(tmp_path: Path) -> None:
+    assert export_onnx(small(groups=2, opq=True), tmp_path / "m.onnx", properties={}, force=False) < 1e-5
 
 
 @pytest.mark.parametrize("name", ["q1", "ivf_q2"])

@@ -4,6 +4,7 @@ import h5py
 import numpy as np
 import pytest
 
+from qinco_core.config import ModelConfig
 from qinco_core.errors import (
     ArtifactError,
     ArtifactVersionError,
@@ -46,6 +47,22 @@ def test_fingerprint_is_of_config_and_tensors_alone(tmp_path, config, encode, te
     assert fingerprint(config, encode, tensors | {"steps.1.w_up": np.nextafter(w, 9)}) != same
     renamed = {k.replace("w_up", "w_down"): v for k, v in tensors.items()}
     assert fingerprint(config, encode, renamed) != same
+
+
+def test_later_fields_are_stored_only_where_they_say_something(tmp_path, config, encode, tensors):
+    def stored(**changes):
+        changed = ModelConfig.parse(config.model_dump() | changes)
+        header = save_model(tmp_path / "m.h5", changed, encode, tensors, training={}, force=True)
+        assert load_model(tmp_path / "m.h5").config == changed
+        return header.config["model"], header.fingerprint
+
+    first = {"rules", "D", "M", "K", "L", "E", "H", "preselect", "ivf_K"}
+    plain, fingerprint = stored()
+    assert plain.keys() == first and config.model_dump().keys() == first
+    assert stored(rank=0, groups=1, opq=False) == (plain, fingerprint)
+    for changes in ({"rank": 2}, {"groups": 3}, {"groups": 3, "opq": True}):
+        fields, other = stored(**changes)
+        assert fields == plain | changes and other != fingerprint
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])

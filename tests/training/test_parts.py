@@ -10,23 +10,23 @@ import pytest
 import torch
 
 from qinco_core.api import Codec
-from qinco_core.codec.network import Network
+from qinco_core.codec.network import Network, Step
 from qinco_core.codec.precision import plan
 from qinco_core.config import ModelConfig, TrainConfig
 from qinco_core.progress import Silent
 from qinco_core.training.codewords import replace_unused
 from qinco_core.training.data import TrainingData, normalisation
 from qinco_core.training.gradients import accumulate_gradients
-from qinco_core.training.initialise import kmeans, nearest
+from qinco_core.training.initialise import initialise_weights, kmeans, nearest
 from qinco_core.training.loss import chain_loss
 from qinco_core.training.schedule import Budget, peak_rate, rate
 from qinco_core.training.state import new_state
 from qinco_core.vectors import open_vectors
 
 
-def random_network(rules: str = "qinco2", E: int = 8, ivf: int = 0) -> Network:
+def random_network(rules: str = "qinco2", E: int = 8, ivf: int = 0, rank: int = 0) -> Network:
     torch.manual_seed(3)
-    config = ModelConfig(rules=rules, D=12, M=4, K=8, L=2, E=E, H=16, preselect=rules == "qinco2", ivf_K=ivf)
+    config = ModelConfig(rules=rules, D=12, M=4, K=8, L=2, E=E, H=16, preselect=rules == "qinco2", ivf_K=ivf, rank=rank)
     network = Network(config)
     for tensor in network.state_dict().values():
         tensor.copy_(torch.randn_like(tensor) * 0.3)
@@ -36,9 +36,10 @@ def random_network(rules: str = "qinco2", E: int = 8, ivf: int = 0) -> Network:
 @pytest.mark.parametrize("rules", ["qinco1", "qinco2"])
 @pytest.mark.parametrize("E", [8, 12])
 @pytest.mark.parametrize("ivf", [0, 5])
-def test_loss_is_the_sum_of_method_4(rules: str, E: int, ivf: int) -> None:
+@pytest.mark.parametrize("rank", [0, 3])
+def test_loss_is_the_sum_of_method_4(rules: str, E: int, ivf: int, rank: int) -> None:
     """Against the formula, written with the plain network."""
-    network = random_network(rules, E, ivf)
+    network = random_network(rules, E, ivf, rank)
     x, codes = torch.randn(30, 12), torch.randint(8, (30, 4))
     lists = torch.randint(5, (30,)) if ivf else None
     expected = torch.zeros(())
@@ -67,6 +68,31 @@ def test_shared_gradients_are_the_gradients() -> None:
         for parameter, wanted in zip(parameters, expected, strict=True):
             assert parameter.grad is not None
             torch.testing.assert_close(parameter.grad, wanted, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("rank", [0, 3])
+def test_where_networks_start(rank: int) -> None:
+    """QINCo2: W_cat and W_down zero, so f(c, x̂) = c + W_out W_in c. QINCo1: nothing zero, as PyTorch fills layers."""
+    for rules in ("qinco2", "qinco1"):
+        step = random_network(rules, rank=rank).steps[0]
+        assert isinstance(step, Step)
+        step.b_cat.data.zero_()
+        step.w_down.data.zero_()
+        for matrix in step.concatenation:
+            matrix.data.zero_()
+        initialise_weights(step, torch.Generator().manual_seed(0))
+        c, xhat = torch.randn(5, 12), torch.randn(5, 12)
+        changes = (step(c, xhat) - step(c, 0 * xhat)).abs().max()
+        if rules == "qinco2":
+            assert changes == 0
+            torch.testing.assert_close(step(c, xhat), c + c @ step.w_in.T @ step.w_out.T)
+            assert [bool(matrix.any()) for matrix in step.concatenation] == [False, True][: len(step.concatenation)]
+        else:
+            assert changes > 0
+            fan_in = rank or 8 + 12
+            assert 0.5 / fan_in**0.5 < step.b_cat.abs().max() <= 1 / fan_in**0.5
+            for matrix in (*step.concatenation, *step.w_down):
+                assert 0.5 / matrix.shape[1] ** 0.5 < matrix.abs().max() <= 1 / matrix.shape[1] ** 0.5
 
 
 def test_learning_rate() -> None:

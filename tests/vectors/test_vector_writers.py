@@ -186,7 +186,6 @@ def test_an_unbuffered_pipe_may_take_little_at_a_time() -> None:
         {"D": 1 << 21},
         {"count": 0},
         {"format": "csv"},
-        {"format": "hdf5"},
         {"format": "npy", "dtype": "c8"},
         {"format": None},
     ],

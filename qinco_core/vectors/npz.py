@@ -1,0 +1,164 @@
+"""npz: a zip archive of npy arrays, named as `file.npz::key`; never a pickle.
+
+A stored array is read where it lies in the archive; a compressed one is unpacked into a temporary file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from qinco_core.errors import QincoError, UsageError, VectorFileError
+from qinco_core.files import write_all
+from qinco_core.vectors import npy
+from qinco_core.vectors.base import Append, Array, Layout, Outline, Rows, read_up_to
+from qinco_core.vectors.mapped import MappedRows
+from qinco_core.vectors.spill import Spill
+
+VECTORS = "vectors"
+_SUFFIX = ".npy"
+_BLOCK_BYTES = 8 << 20
+_LOCAL_HEADER = 30
+# what zipfile raises on damaged or foreign archives
+_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    OSError,
+    RuntimeError,
+    ValueError,
+    LookupError,
+)
+
+
+def open_rows(name: str, files: Sequence[Path], key: str | None) -> tuple[Rows, str | None]:
+    """The rows of array `key`, or of the only 2-dimensional one, and the array's name.
+
+    Raises:
+        UsageError: no such array, or several to choose from.
+        VectorFileError: damaged, no npz file, or the array is no table of vectors.
+        StorageError: no room is left in $TMPDIR to unpack a compressed array.
+    """
+    with _damage(name), zipfile.ZipFile(files[0]) as archive:
+        found, header = _choose(archive, name, key, _is_table, "vectors (arrays of two dimensions)")
+        label = f"{name}::{found}"
+        layout = header.layout(label)
+        member = archive.getinfo(found + _SUFFIX)
+        if member.file_size != header.size + (layout.count or 0) * layout.row_bytes:
+            raise VectorFileError(f"{label}: its header does not fit its {member.file_size} bytes; save it again")
+        if member.compress_type == zipfile.ZIP_STORED and not member.flag_bits & 1:
+            return _stored(files[0], member, layout, label), found
+        return _unpacked(archive, member, layout, label), found
+
+
+def read_ids(name: str, files: Sequence[Path], key: str | None) -> Array:
+    """The ids in array `key`, or in the only 1-dimensional one of integers.
+
+    Raises:
+        UsageError: no such array, several to choose from, or one that holds no integers.
+        VectorFileError: damaged, or no npz file.
+    """
+    with _damage(name), zipfile.ZipFile(files[0]) as archive:
+        found, header = _choose(archive, name, key, _is_ids, "ids (integers of one dimension)")
+        if not _is_ids(header):
+            descr = header.fields["descr"]
+            raise UsageError(
+                f"{name}::{found} holds {descr} of shape {header.shape}; ids are integers in one dimension"
+            )
+        with archive.open(found + _SUFFIX) as member:
+            return np.asarray(np.lib.format.read_array(member, allow_pickle=False))
+
+
+@contextlib.contextmanager
+def _damage(name: str) -> Iterator[None]:
+    """Turn what zipfile raises on a damaged or foreign file into a `VectorFileError`."""
+    try:
+        yield
+    except QincoError:
+        raise
+    except _DAMAGE as error:
+        raise VectorFileError(
+            f"{name} cannot be read as npz ({error}); it is damaged, or of another format: name it with --format"
+        ) from error
+
+
+def _is_table(header: npy.Header) -> bool:
+    return len(header.shape) == 2
+
+
+def _is_ids(header: npy.Header) -> bool:
+    return len(header.shape) == 1 and str(header.fields["descr"])[1:2] in ("i", "u")
+
+
+def _choose(
+    archive: zipfile.ZipFile, name: str, key: str | None, wanted: Callable[[npy.Header], bool], what: str
+) -> tuple[str, npy.Header]:
+    """The array of that name, or the only one that is wanted, and its header."""
+    headers = {}
+    for member in archive.namelist():
+        if member.endswith(_SUFFIX):
+            with archive.open(member) as handle:
+                array = member.removesuffix(_SUFFIX)
+                headers[array] = npy.parse_header(handle, f"{name}::{array}")
+    if key in headers:
+        return key, headers[key]
+    listed = {array: f"{name}::{array} {h.shape} {h.fields['descr']}" for array, h in headers.items()}
+    if key is not None:
+        raise UsageError(f"{name} has no array {key!r}; there are {', '.join(listed.values()) or 'none'}")
+    fitting = [array for array, header in headers.items() if wanted(header)]
+    if len(fitting) == 1:
+        return fitting[0], headers[fitting[0]]
+    if not fitting:
+        raise VectorFileError(f"{name} has no {what}; there are {', '.join(listed.values()) or 'no arrays'}")
+    raise UsageError(f"{name} has several {what}; name one: {', '.join(listed[array] for array in fitting)}")
+
+
+def _stored(path: Path, member: zipfile.ZipInfo, layout: Layout, label: str) -> MappedRows:
+    """The rows where they lie: after the member's own header, whose length only itself tells."""
+    with path.open("rb") as handle:
+        handle.seek(member.header_offset)
+        head = read_up_to(handle, _LOCAL_HEADER)
+        names = sum(int.from_bytes(head[at : at + 2], "little") for at in (26, 28))
+        offset = member.header_offset + _LOCAL_HEADER + names + layout.offset
+        end = offset + (layout.count or 0) * layout.row_bytes
+        if head[:4] != b"PK\x03\x04" or end > path.stat().st_size:
+            raise VectorFileError(f"{label} is damaged: it goes on after the archive's end; save it again")
+        return MappedRows(handle, dataclasses.replace(layout, offset=offset), layout.count or 0, label)
+
+
+def _unpacked(archive: zipfile.ZipFile, member: zipfile.ZipInfo, layout: Layout, label: str) -> MappedRows:
+    """The rows in a temporary file."""
+    # column after column in Fortran order: what is contiguous is a row of D' = N
+    rows, width = (layout.D, layout.count or 0) if layout.fortran else (layout.count or 0, layout.D)
+    row_bytes = width * layout.dtype.itemsize
+    step = max(1, _BLOCK_BYTES // row_bytes)
+    spill = Spill(Layout(layout.dtype, width, None), label)
+    with archive.open(member) as handle:
+        handle.read(layout.offset)
+        for at in range(0, rows, step):
+            n = min(step, rows - at)
+            data = read_up_to(handle, n * row_bytes)
+            spill.write(at, np.frombuffer(data, layout.dtype).reshape(n, width))
+        handle.read(1)  # past the end: the checksum is compared
+    return spill.place(dataclasses.replace(layout, dtype=layout.native, offset=0))
+
+
+@contextlib.contextmanager
+def write_rows(handle: BinaryIO, outline: Outline) -> Iterator[Append]:
+    """Write an archive with one array, which is stored as it is."""
+    layout = dataclasses.replace(outline.layout, dtype=outline.dtype.newbyteorder("<"))
+    name = (outline.key or VECTORS) + _SUFFIX
+    with zipfile.ZipFile(handle, "w") as archive, archive.open(name, "w", force_zip64=True) as member:
+        write_all(member, npy.write_header(layout))
+
+        def append(block: Array, ids: Array | None) -> None:
+            write_all(member, layout.encode(block).reshape(-1).view(np.uint8))
+
+        yield append

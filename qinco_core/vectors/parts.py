@@ -1,0 +1,62 @@
+"""Folders of files that are one table: which files, in which order, and which row is in which."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from qinco_core.errors import InputNotFoundError, UsageError
+
+
+def find_parts(folder: Path, extensions: dict[str, tuple[str, ...]]) -> tuple[str, list[Path]]:
+    """The format of the files in a folder, and those files: part-2 before part-10.
+
+    Hidden files and those with a leading underscore are no part, nor is anything of another extension.
+
+    Args:
+        folder: where to look; folders in it are not.
+        extensions: for each format to look for, its extensions.
+
+    Raises:
+        InputNotFoundError: there are none.
+        UsageError: there are files of several formats.
+    """
+    found: dict[str, list[Path]] = {}
+    for path in folder.iterdir():
+        for name, endings in extensions.items():
+            if path.suffix.lower() in endings and path.name[0] not in "._" and path.is_file():
+                found.setdefault(name, []).append(path)
+    if not found:
+        listed = ", ".join(ending for endings in extensions.values() for ending in endings)
+        raise InputNotFoundError(f"{folder} is a directory without files of vectors ({listed}); name a file")
+    if len(found) > 1:
+        raise UsageError(f"{folder} has files of {' and '.join(sorted(found))}; choose with --format")
+    ((name, paths),) = found.items()
+    return name, sorted(paths, key=_natural)
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """A key that sorts numbers in names by their value."""
+    pieces = re.split(r"(\d+)", path.name)
+    return [(int(piece), "") if i % 2 else (0, piece) for i, piece in enumerate(pieces)]
+
+
+class Parts:
+    """The files of a table and the rows in each; `starts` are the numbers of their first rows, and the end."""
+
+    def __init__(self, files: Sequence[Path], counts: Sequence[int], column: str) -> None:
+        self.files = list(files)
+        self.starts = np.concatenate([[0], np.cumsum(np.asarray(counts, np.int64))])
+        self._column = column
+
+    def name(self, part: int) -> str:
+        """The column in one of the files."""
+        return f"{self.files[part]}::{self._column}"
+
+    def place(self, row: int) -> tuple[str, int]:
+        """The column in the file that a row is in, and its number there."""
+        part = int(np.searchsorted(self.starts, row, side="right")) - 1
+        return self.name(part), row - int(self.starts[part])
