@@ -176,6 +176,13 @@ def test_where_float32_cannot_tell_float64_does(base, queries, doubles):
     assert doubles.called
 
 
+@pytest.mark.parametrize("metric", METRICS)
+def test_vectors_too_short_for_float32(base, queries, metric, doubles):
+    check(base[:500] * np.float64(1e15), queries[:10] * np.float64(1e-42), 20, metric)
+    assert doubles.called == (metric == "ip")
+    check(base[:500] * np.float64(1e-20), queries[:10] * np.float64(1e-20), 20, metric)
+
+
 def test_many_copies_of_the_nearest(base, queries):
     xb = np.concatenate([np.repeat(base[:3], 2000, axis=0), base[3:50]]) / 7
     check(xb, queries[:5] / 7, 30)
