@@ -101,8 +101,10 @@ def _plain(blocks: Any, xq: Any) -> tuple[Any, Any]:
         norms = x.square().sum(1)
         for start in range(0, len(q), 64):
             part = slice(start, start + 64)
-            distances = torch.addmm(norms, q[part], x.T, alpha=-2) + q[part].square().sum(1, keepdim=True)
-            keys = distances.clamp_(min=0).float().view(torch.int32).long() << 32 | ids
+            distances = torch.addmm(norms, q[part], x.T, alpha=-2)
+            distances += q[part].square().sum(1, keepdim=True)
+            bits = distances.clamp_(min=0).float().view(torch.int32).long()
+            keys = bits.bitwise_left_shift_(32).bitwise_or_(ids)
             best[part] = torch.cat([best[part], keys], dim=1).topk(_K, largest=False).values
         first += len(x)
     return (best & 0xFFFFFFFF).numpy(), (best >> 32).int().view(torch.float32).numpy()

@@ -58,9 +58,9 @@ def groundtruth(
     """Find the exact nearest neighbours of queries, to measure others against."""
     from qinco_cli.console import Console
     from qinco_core.codec.precision import plan
+    from qinco_core.datasets import open_named
     from qinco_core.errors import UsageError
     from qinco_core.evaluation.groundtruth import GroundTruth
-    from qinco_core.vectors import open_vectors
 
     if xq == "-":
         raise UsageError("queries are read from a file; only the vectors can come from stdin")
@@ -70,7 +70,7 @@ def groundtruth(
     with ExitStack() as stack:
         console = stack.enter_context(Console(quiet))
         base = stack.enter_context(opt.open_source(xb, format, skip, limit))
-        queries = stack.enter_context(open_vectors(xq, format=query_format))
+        queries = stack.enter_context(open_named(xq, "queries", format=query_format))
         work = GroundTruth(base, queries, k, metric=near, plan=where, memory=room)
         _check_ids(out, base.count)
         facts = {"vectors": base.count, "queries": len(queries), "k": k, "metric": metric}

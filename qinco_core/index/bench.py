@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from qinco_core.api import Codec
 from qinco_core.config import Metric, SearchConfig
-from qinco_core.errors import UsageError
 from qinco_core.evaluation.metrics import recall_at
 from qinco_core.evaluation.neighbors import exact_neighbors
 from qinco_core.files import storage_errors
@@ -131,29 +130,17 @@ def true_neighbors(vectors: VectorFile, xq: Array, metric: Metric, ids: Array) -
     Args:
         vectors: the file.
         xq: queries [nq, D].
-        metric: "l2" or "cosine".
+        metric: what makes a vector near.
         ids: numbers of the rows that count, those that the index has.
 
     Raises:
         DimensionError: the vectors do not have the queries' dimension.
-        UsageError: the metric is "ip".
     """
-    if metric == "ip":
-        raise UsageError("true neighbours by inner product are not computed here: give them with --groundtruth")
     there = np.zeros(len(vectors), bool)
     there[ids] = True
     starts = range(0, len(vectors), _ROWS)
     blocks = (vectors.read(at, min(at + _ROWS, len(vectors)))[there[at : at + _ROWS]] for at in starts)
-    if metric == "cosine":
-        blocks, xq = (_directions(block) for block in blocks), _directions(xq)
-    return np.flatnonzero(there)[exact_neighbors(blocks, xq, 1)[0]]
-
-
-def _directions(v: Array) -> NDArray[np.float64]:
-    """The vectors at length 1; those without a direction stay 0."""
-    wide = v.astype(np.float64)
-    lengths = np.linalg.norm(wide, axis=1, keepdims=True)
-    return np.asarray(wide / np.where(lengths > 0, lengths, 1))
+    return np.flatnonzero(there)[exact_neighbors(blocks, xq, 1, metric=metric)[0]]
 
 
 class Notebook:

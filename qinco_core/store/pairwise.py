@@ -163,9 +163,7 @@ def _mapped(tables: h5py.Dataset, path: Path) -> NDArray[Any]:
     return np.memmap(path, tables.dtype, "r", tables.id.get_offset(), tables.shape)
 
 
-def _check(
-    name: str, sizes: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], tables_TRD: NDArray[Any]
-) -> None:
+def _check(name: str, sizes: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], tables_TRD: NDArray[Any]) -> None:
     M, K, D, L = (sizes[size] for size in ("M", "K", "D", "ivf_K"))
     T, X = arrays["pairs"].shape[-1], arrays["list_symbols"].shape[-1]
     wanted = {"additive": (M, K, D), "mean": (D,), "pairs": (2, T), "scale": (), "list_symbols": (L, X)}

@@ -152,7 +152,6 @@ def test_an_interrupted_exploration_keeps_its_front(store):
         ([QUERIES, "--groundtruth", "{tmp}/beyond.ivecs"], 2, "names the vector 10000"),
         ([QUERIES, "--groundtruth", "{tmp}/few.ivecs"], 2, "3 rows for 500 queries"),
         ([QUERIES, "--groundtruth", TRUTH, "--metric", "l1"], 2, "no metric"),
-        ([QUERIES, "--base", BASE, "--metric", "ip"], 2, "--groundtruth"),
         ([QUERIES, "--base", QUERIES], 2, "ids up to 9999"),
         ([QUERIES, "--groundtruth", TRUTH, "--plot", "{tmp}/few.ivecs"], 2, "--force"),
         ([QUERIES, "--groundtruth", TRUTH, "--index", "{tmp}"], 2, "holds no index"),
