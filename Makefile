@@ -1,6 +1,8 @@
-# Every target sets up what it needs. PYTHON chooses the interpreter, FAISS=gpu the GPU build of Faiss.
+# Every target sets up what it needs. PYTHON chooses the interpreter, FAISS=gpu the GPU build of Faiss, JOBS the processes
+# that share the tests.
 PYTHON ?= python3
 FAISS ?= cpu
+JOBS ?= 2
 BIN := .venv/bin
 STAMP := .venv/.installed-$(FAISS)
 
@@ -18,7 +20,7 @@ demo: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/demo.sh
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" --numprocesses $(JOBS) --dist loadfile
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow

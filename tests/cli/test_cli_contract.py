@@ -20,7 +20,10 @@ HEAVY = ["torch", "numpy", "h5py", "pyarrow", "faiss", "matplotlib"]
 
 
 def test_commands_are_those_of_the_documentation():
-    named = "centroids decode encode eval fetch groundtruth index info pairwise presets search train tune verify"
+    named = (
+        "centroids convert decode encode eval export fetch groundtruth import index info "
+        "pairwise presets search train tune verify"
+    )
     assert named.split() == COMMANDS
 
 
@@ -157,7 +160,7 @@ def test_info_of_vectors_agrees_with_their_description():
 
 def test_presets_fit_the_dimension():
     found = json.loads(done("presets", "--dim", 96, "--json").out)
-    assert list(found) == ["qinco2-XS", "qinco2-S", "qinco2-M", "qinco2-L", "qinco1"]
+    assert list(found) == ["qinco2-XS", "qinco2-S", "qinco2-M", "qinco2-L", "qinco1", "qinco1-LR"]
     assert found["qinco2-S"]["parameters"] != json.loads(done("presets", "--json").out)["qinco2-S"]["parameters"]
 
 

@@ -26,7 +26,7 @@ A8B8 = EncodeConfig(A=8, B=8)
 @pytest.fixture(scope="module")
 def base(sift_learn) -> torch.Tensor:
     with open_vectors(sift_learn.with_name("sift_base.u8bin")) as file:
-        return torch.from_numpy(file.read(0, 2000))
+        return torch.from_numpy(file.read(0, 1000))
 
 
 def mse(codec: Codec, v: torch.Tensor, codes: torch.Tensor) -> float:
