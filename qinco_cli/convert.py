@@ -70,6 +70,8 @@ def convert(
     given = {"--dtype": dtype, "--ids": ids, "--ids-out": ids_out, "--skip": skip, "--limit": limit}
     marks = {"--queries": queries, "--groundtruth": groundtruth, "--distances": distances}
     started = time.perf_counter()
+    if metric != "l2" and not any(marks.values()):
+        raise _usage("--metric is that of an ann-benchmarks file: give --queries and --groundtruth")
     with Console(quiet) as console:
         if any(marks.values()):
             _refuse("an ann-benchmarks file", {name: value for name, value in given.items() if name != "--dtype"})
@@ -79,8 +81,6 @@ def convert(
             _refuse("a whole ann-benchmarks file", given)
             written = _unpack(source, target, format, to, force=force, progress=console)
         else:
-            if metric != "l2":
-                raise _usage("--metric is that of an ann-benchmarks file: give --queries and --groundtruth")
             window = {"skip": skip, "limit": limit}
             if target == "-" and json_:
                 raise _usage("stdout takes the vectors: leave out --json, or write to a file")
@@ -118,7 +118,7 @@ def _one(
     """Convert one table, and write its ids beside it where that is asked for."""
     import numpy as np
 
-    from qinco_core.files import atomic_output, check_output
+    from qinco_core.files import atomic_output
     from qinco_core.vectors import FORMATS, detect_format
     from qinco_core.vectors.convert import convert as convert_vectors
     from qinco_core.vectors.convert import parse_dtype
@@ -127,8 +127,7 @@ def _one(
         raise _usage("vectors to stdout need --to, for example --to fvecs")
     chosen = FORMATS[detect_format(target, to)]
     kept = None if dtype is None else parse_dtype(dtype, chosen.name)
-    if ids_out is not None:
-        check_output(ids_out, force=force)
+    _check_outputs(target, to, ids_out, force=force)
     with opt.open_source(source, format, window["skip"] or 0, window["limit"]) as vectors, ExitStack() as stack:
         numbers = _ids(source, ids, ids_out is not None, window)
         if ids_out is not None:
@@ -142,6 +141,22 @@ def _one(
         return convert_vectors(
             vectors, out, format=to, dtype=kept, ids=numbers if beside else None, force=force, progress=progress
         )
+
+
+def _check_outputs(target: str, to: str | None, ids_out: str | None, *, force: bool) -> None:
+    """Refuse outputs that cannot be before any work starts."""
+    from qinco_core.files import check_output
+    from qinco_core.vectors import output_path
+
+    paths = [] if target == "-" else [output_path(target, to)]
+    if ids_out is not None:
+        if Path(ids_out).suffix.lower() != ".npy":
+            raise _usage(f"{ids_out}: ids are written as npy; name a file like ids.npy")
+        paths.append(Path(ids_out))
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise _usage(f"{ids_out} cannot hold both the vectors and the ids: name another file")
+    for path in paths:
+        check_output(path, force=force)
 
 
 def _ids(source: str, ids: str | None, wanted: bool, window: dict[str, int | None]) -> Any:

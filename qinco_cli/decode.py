@@ -52,11 +52,10 @@ def decode(
     from qinco_cli.console import Console, print_json
     from qinco_core.files import check_output
     from qinco_core.jobs import check_raw, decode_to
-    from qinco_core.vectors import detect_format, open_writer
+    from qinco_core.vectors import open_writer, output_path
 
     if out != "-":
-        detect_format(out, format)
-        check_output(out, force=force or dry_run)
+        check_output(output_path(out, format), force=force, dry_run=dry_run)
     codec = opt.open_codec(model, store, device=device, precision=precision, threads=threads)
     codec.check_steps(steps)
     if raw:

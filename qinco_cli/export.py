@@ -50,6 +50,8 @@ def export(
     target = out or (source.with_suffix(".onnx") if onnx else None)
     if target is None:
         raise UsageError("say what to write with -o: a .pt file, or a folder, for example -o my-model")
+    if str(target) == "-":
+        raise UsageError("an export is one file or several: write it with -o FILE, or to a folder")
     with Console(quiet) as console:
         made = export_file(source, target, onnx=onnx, part_rows=part_rows, progress=console, force=force)
         more = f" and {len(made.files) - 3} more" if len(made.files) > 3 else ""

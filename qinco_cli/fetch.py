@@ -50,6 +50,8 @@ def fetch(
 
     if list_ == bool(names):
         raise UsageError("name what to fetch, or list the names there are with --list")
+    if list_ and (part or force or dry_run):
+        raise UsageError("--list lists all there is: leave --part, --force and --dry-run out")
     if list_:
         _list(cache, json_)
         return

@@ -56,7 +56,7 @@ def groundtruth(
     quiet: opt.QuietOption = False,
 ) -> None:
     """Find the exact nearest neighbours of queries, to measure others against."""
-    from qinco_cli.console import Console
+    from qinco_cli.console import Console, print_json
     from qinco_core.codec.precision import plan
     from qinco_core.datasets import open_named
     from qinco_core.errors import UsageError
@@ -65,7 +65,7 @@ def groundtruth(
     if xq == "-":
         raise UsageError("queries are read from a file; only the vectors can come from stdin")
     room, near = opt.parse_size(memory), opt.check_metric(metric)
-    _check_outputs(out, distances, force=force or dry_run, as_json=json_ and not dry_run)
+    _check_outputs(out, distances, force=force, dry_run=dry_run, as_json=json_ and not dry_run)
     where = plan(device, "float32", threads)
     with ExitStack() as stack:
         console = stack.enter_context(Console(quiet))
@@ -91,31 +91,33 @@ def groundtruth(
         console.note(
             f"wrote the {k} nearest of {found:,} vectors to {len(queries):,} queries in {seconds:.1f} s: {out}"
         )
-    _print(facts | {"vectors": found}, work, seconds, json_)
+    if json_:
+        print_json({**facts, "vectors": found, "passes": work.passes, "seconds": round(seconds, 3)})
 
 
-def _check_outputs(out: str, distances: str | None, *, force: bool, as_json: bool) -> None:
+def _check_outputs(out: str, distances: str | None, *, force: bool, dry_run: bool, as_json: bool) -> None:
     """Refuse outputs that cannot be before any work starts."""
-    from pathlib import Path
-
     from qinco_core.errors import UsageError
     from qinco_core.files import check_output
-    from qinco_core.vectors import FORMATS, detect_format
+    from qinco_core.vectors import FORMATS, detect_format, output_path
 
     if out == "-" and as_json:
         raise UsageError("--json and -o - both write to stdout: write the ids to a file, or leave --json out")
     if distances == "-":
         raise UsageError("distances are written to a file: name one with --distances FILE")
-    if distances is not None and Path(distances) == Path(out):
-        raise UsageError(f"{out} cannot hold both ids and distances: name another file")
-    for path, kind, what in ((out, "i", "ids"), (distances, "f", "distances")):
-        if path is None or path == "-":
+    paths = []
+    for target, kind, what in ((out, "i", "ids"), (distances, "f", "distances")):
+        if target is None or target == "-":
             continue
         usable = [f for f in FORMATS.values() if f.dtype is None or _holds(f.dtype, kind)]
-        if FORMATS[detect_format(path)] not in usable:
+        if FORMATS[detect_format(target)] not in usable:
             names = ", ".join(f.name for f in usable)
-            raise UsageError(f"{path}: {detect_format(path)} files hold no {what}; write one of {names}")
-        check_output(path, force=force)
+            raise UsageError(f"{target}: {detect_format(target)} files hold no {what}; write one of {names}")
+        paths.append(output_path(target))
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise UsageError(f"{paths[0]} cannot hold both ids and distances: name another file")
+    for path in paths:
+        check_output(path, force=force, dry_run=dry_run)
 
 
 def _holds(dtype: Any, kind: str) -> bool:
@@ -151,13 +153,6 @@ def _write(work: GroundTruth, facts: dict[str, Any], console: Any, force: bool) 
             if values is not None:
                 values.append(D)
     return work.count
-
-
-def _print(facts: dict[str, Any], work: GroundTruth, seconds: float, as_json: bool) -> None:
-    from qinco_cli.console import print_json
-
-    if as_json:
-        print_json({**facts, "passes": work.passes, "seconds": round(seconds, 3)})
 
 
 def _report(

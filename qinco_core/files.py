@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Any
 from qinco_core.errors import InputNotFoundError, OutputExistsError, StorageError
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_NO_WRITE = {errno.EROFS, errno.EACCES, errno.EPERM}
+_NO_WRITE = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG}
+_NAME_BYTES = 255  # of the longest name that file systems allow
 
 
 def existing_file(path: str | Path) -> Path:
@@ -29,23 +31,26 @@ def existing_file(path: str | Path) -> Path:
     return path
 
 
-def check_output(path: str | Path, *, force: bool) -> Path:
+def check_output(path: str | Path, *, force: bool, dry_run: bool = False) -> Path:
     """The path, checked to be free to write to before any work starts; its folder is made.
 
+    In a dry run no folder is made, and a file that exists is no obstacle.
+
     Raises:
-        OutputExistsError: it exists and `force` is false.
+        OutputExistsError: it exists and `force` is false, or it is a directory.
         StorageError: its folder cannot be made.
     """
     path = Path(path)
-    if path.is_dir():
-        raise OutputExistsError(f"{path} is a directory; name a file")
-    if path.exists() and not force:
-        raise OutputExistsError(f"{path} exists; overwrite it with --force, or name another output")
-    try:
-        with storage_errors(path):
+    with storage_errors(path):
+        if path.is_dir():
+            raise OutputExistsError(f"{path} is a directory; name a file")
+        if path.exists() and not (force or dry_run):
+            raise OutputExistsError(f"{path} exists; overwrite it with --force, or name another output")
+        nearest = next((folder for folder in path.parents if os.path.lexists(folder)), path.parent)
+        if not nearest.is_dir():
+            raise StorageError(f"{path} would lie inside a file, not a folder; choose another output")
+        if not dry_run:
             path.parent.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise StorageError(f"{path} would lie inside a file, not a folder; choose another output") from error
     return path
 
 
@@ -78,13 +83,22 @@ def atomic_output(path: str | Path, *, force: bool = False) -> Iterator[Path]:
         StorageError: the disk is full or read-only.
     """
     path = check_output(path, force=force)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(_temporary_name(path.name))
     try:
         with storage_errors(path):
             yield temporary
             commit(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _temporary_name(name: str) -> str:
+    """A hidden name for this process; a digest where the name itself leaves no room for more."""
+    ending = f".{os.getpid()}.tmp"
+    raw = os.fsencode(name)
+    if 1 + len(raw) + len(ending) > _NAME_BYTES:
+        name = hashlib.blake2b(raw, digest_size=16).hexdigest()
+    return f".{name}{ending}"
 
 
 def commit(temporary: Path, path: Path) -> None:

@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 from qinco_core.api import Codec
 from qinco_core.config import EncodeConfig
 from qinco_core.errors import DimensionError, StreamError, UsageError, VectorFileError
-from qinco_core.files import check_output, storage_errors
+from qinco_core.files import check_output, storage_errors, write_all
 from qinco_core.progress import Progress
 from qinco_core.store import CodeRows, StreamWriter, create_codes
-from qinco_core.store.artifact import write_all
 from qinco_core.vectors import VectorFile, VectorSource, VectorWriter
 
 Codes = NDArray[np.uint8]

@@ -15,7 +15,7 @@ from pathlib import Path
 from qinco_core.config import Frozen
 from qinco_core.datasets.registry import Entry, FileSpec
 from qinco_core.errors import ChecksumError, StorageError, UsageError
-from qinco_core.files import atomic_output, storage_errors
+from qinco_core.files import atomic_output, existing_file, storage_errors
 from qinco_core.progress import Progress
 
 CHECKSUMS = "checksums.json"
@@ -38,12 +38,14 @@ class Target:
         parts: of the data set that are read from it.
         member: of the archive, where it comes from one.
         bytes: its size, where the registry tells.
+        vectors: what the registry says of the vectors in it, if it has some.
     """
 
     path: Path
     parts: tuple[str, ...]
     member: str | None
     bytes: int | None
+    vectors: tuple[FileSpec, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,11 @@ class Source:
     def download(self) -> Path:
         """It when it is whole, until the targets are in place."""
         return self.folder / f"{self.file}.download"
+
+    @property
+    def names(self) -> set[str]:
+        """The files that have a digest: it and its targets."""
+        return {self.file, *(target.path.name for target in self.targets)}
 
     @property
     def here(self) -> bool:
@@ -118,7 +125,8 @@ def sources(entry: Entry, root: Path) -> list[Source]:
         for part, file in zip(parts, files, strict=True):
             shared.setdefault((places[part], file.member), []).append(part)
         targets = tuple(
-            Target(path, tuple(which), member, _bytes(entry, which)) for (path, member), which in shared.items()
+            Target(path, tuple(which), member, _bytes(entry, which), _vectors(entry, which))
+            for (path, member), which in shared.items()
         )
         found.append(Source(entry.name, url, name, folder, files[0].packed, targets, sha256))
     return found
@@ -127,6 +135,23 @@ def sources(entry: Entry, root: Path) -> list[Source]:
 def _bytes(entry: Entry, parts: list[str]) -> int | None:
     # of an HDF5 file no part alone has the size
     return entry.files[parts[0]].bytes if len(parts) == 1 else None
+
+
+def _vectors(entry: Entry, parts: list[str]) -> tuple[FileSpec, ...]:
+    files = tuple(entry.files[part] for part in parts)
+    if entry.spec is not None or (entry.kind == "centroids" and files[0].unpacked_name.lower().endswith(".npy")):
+        return files
+    return ()
+
+
+def local_path(file: FileSpec) -> Path:
+    """The path of a user's own file, or of a folder of Parquet or Arrow files, checked to be there.
+
+    Raises:
+        InputNotFoundError: it is not.
+    """
+    path = Path(file.source)
+    return path if path.is_dir() else existing_file(path)
 
 
 def cached_paths(entry: Entry, root: Path) -> dict[str, Path]:
@@ -149,6 +174,8 @@ def cached_paths(entry: Entry, root: Path) -> dict[str, Path]:
 def locked(folder: Path, progress: Progress) -> Iterator[None]:
     """Hold a folder of the cache, which is made: one process at a time fetches into it; others wait.
 
+    What a killed one left half written goes.
+
     Raises:
         StorageError: it cannot be made or written to.
     """
@@ -164,6 +191,8 @@ def locked(folder: Path, progress: Progress) -> Iterator[None]:
         except BlockingIOError:
             progress.note(f"waiting: another process is fetching into {folder}")
             fcntl.flock(handle, fcntl.LOCK_EX)
+        for stale in folder.glob(".*.tmp"):
+            stale.unlink(missing_ok=True)
         yield
 
 
@@ -187,6 +216,13 @@ def write_checksums(folder: Path, known: dict[str, Digest]) -> None:
     with atomic_output(folder / CHECKSUMS, force=True) as temporary:
         fields = {name: digest.model_dump() for name, digest in sorted(known.items())}
         temporary.write_text(json.dumps(fields, indent=2) + "\n", "utf-8")
+
+
+def forget(folder: Path, names: set[str]) -> None:
+    """Drop the digests of files that are about to be replaced: a new one must never be held to an old digest."""
+    known = read_checksums(folder)
+    if not names.isdisjoint(known):
+        write_checksums(folder, {name: digest for name, digest in known.items() if name not in names})
 
 
 def digest_of(path: Path, progress: Progress) -> Digest:

@@ -16,17 +16,20 @@ from qinco_core.datasets.cache import (
     Target,
     cache_root,
     digest_of,
+    forget,
+    local_path,
     locked,
     read_checksums,
     sources,
     write_checksums,
 )
+from qinco_core.datasets.received import check_received
 from qinco_core.datasets.registry import Entry, Part, check_part, find_entry
 from qinco_core.datasets.remote import Broken, remote_size
 from qinco_core.datasets.transfer import Patience, Transfer
 from qinco_core.datasets.unpack import unpack
 from qinco_core.errors import ChecksumError, DownloadError, StorageError
-from qinco_core.files import commit, existing_file, storage_errors
+from qinco_core.files import commit, storage_errors
 from qinco_core.progress import Progress, Silent
 
 
@@ -101,7 +104,8 @@ def fetch(
 
     Raises:
         UsageError: nothing has that name, or the set no such part.
-        DownloadError: a server refuses a file, or the connection keeps breaking.
+        DownloadError: a server refuses a file, the connection keeps breaking, or what comes is not what the registry
+            describes.
         ChecksumError: a file is not what its digest is of; it is not used.
         ForeignFileError: a packed file is damaged.
         StorageError: no room, or no right to write.
@@ -110,7 +114,7 @@ def fetch(
     entry, chosen, root = _chosen(name, parts, cache)
     progress = progress or Silent()
     done = [
-        Fetched(name, (part,), existing_file(file.source.partition("::")[0]), file.source, None, None, "local")
+        Fetched(name, (part,), local_path(file), file.source, None, None, "local")
         for part, file in entry.files.items()
         if part in chosen and not file.remote
     ]
@@ -203,8 +207,7 @@ def _fetch_source(source: Source, force: bool, progress: Progress, patience: Pat
     if source.here and not force:
         return [_check(source, target, known, progress) for target in source.targets]
     if force:
-        for name in (source.file, *(target.path.name for target in source.targets)):
-            known.pop(name, None)
+        known = {name: digest for name, digest in known.items() if name not in source.names}
         source.download.unlink(missing_ok=True)  # a partial one is gone on with only if the server's is the same
     found = _download(source, known, progress, patience)
     done = []
@@ -213,9 +216,6 @@ def _fetch_source(source: Source, force: bool, progress: Progress, patience: Pat
         done.append(Fetched(source.name, target.parts, target.path, source.url, digest.bytes, digest.sha256, "fetched"))
     write_checksums(source.folder, known | found)
     source.download.unlink(missing_ok=True)
-    got = found[source.targets[0].path.name].bytes
-    if source.bytes not in (None, got):
-        progress.note(f"{source.file} has {got:,} bytes, by the registry's count, dim and dtype {source.bytes:,}")
     progress.note(f"fetched {', '.join(str(one.path) for one in done)}")
     return done
 
@@ -250,9 +250,16 @@ def _placed(
     if expected is not None and found.sha256 != expected:
         source.download.unlink()
         raise ChecksumError(_mismatch(source.download, found.sha256, expected, source.name))
-    if source.packed:
-        return {source.file: found} | unpack(source, progress)
-    (target,) = source.targets
+    ready = partial(forget, source.folder, source.names)
+    try:
+        if source.packed:
+            return {source.file: found} | unpack(source, ready, progress)
+        (target,) = source.targets
+        check_received(source, target, source.download)
+    except DownloadError:
+        source.download.unlink()
+        raise
+    ready()
     commit(source.download, target.path)
     return {source.file: found, target.path.name: found}
 

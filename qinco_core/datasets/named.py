@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from qinco_core.config import Metric
-from qinco_core.datasets.cache import cache_root, cached_paths, check_size
+from qinco_core.datasets.cache import cache_root, cached_paths, check_size, local_path
 from qinco_core.datasets.registry import (
     PARTS,
     Entry,
@@ -22,6 +22,7 @@ from qinco_core.datasets.registry import (
 from qinco_core.errors import DimensionError, InputNotFoundError, UsageError, VectorFileError
 from qinco_core.files import existing_file
 from qinco_core.vectors import VectorFile, open_vectors
+from qinco_core.vectors.base import check_window
 
 # what the parts are called in the files of ann-benchmarks, and their distances here
 _ANN_PARTS: dict[Part, str] = {"train": "learn", "base": "train", "queries": "test", "groundtruth": "neighbors"}
@@ -84,6 +85,7 @@ class Dataset:
             DimensionError: its vectors have not the set's dimension.
             VectorFileError: it is damaged.
         """
+        check_window(skip, limit)
         file = self.entry.files[check_part(part, self.entry)]
         path = fetched_path(self.entry, part, self.cache)
         available = file.limit
@@ -174,7 +176,7 @@ def fetched_path(entry: Entry, part: str, cache: Path) -> Path:
     """
     file = entry.files[part]
     if not file.remote:
-        return existing_file(file.source)
+        return local_path(file)
     path = cached_paths(entry, cache)[part]
     if not path.is_file():
         raise InputNotFoundError(_not_fetched(entry, part, file, cache))
@@ -183,8 +185,8 @@ def fetched_path(entry: Entry, part: str, cache: Path) -> Path:
 
 
 def _may_be_name(word: str) -> bool:
-    # an existing file of that name wins; what has a slash is a path
-    return word != "-" and "/" not in word and not Path(word).is_file()
+    # an existing file or folder of that name wins; what has a slash is a path
+    return word != "-" and "/" not in word and not Path(word).exists()
 
 
 def _not_fetched(entry: Entry, part: str, file: FileSpec, cache: Path) -> str:
@@ -204,13 +206,17 @@ def _ann_benchmarks(path: Path) -> Entry:
     try:
         with h5py.File(path, "r") as file:
             keys: dict[str, Any] = {part: file[key].shape for part, key in _ANN_PARTS.items() if key in file}
-            distance = str(file.attrs.get("distance", "euclidean")).lower()
+            told = file.attrs.get("distance", "euclidean")
+            distance = (told.decode("utf-8", "replace") if isinstance(told, bytes) else str(told)).lower()
     except (OSError, RuntimeError, AttributeError, KeyError) as error:
         raise VectorFileError(f"{path} cannot be read as an HDF5 file of ann-benchmarks ({error})") from error
-    if "base" not in keys or "queries" not in keys or len(keys["base"]) != 2:
+    if "base" not in keys or "queries" not in keys or len(keys["base"]) != 2 or 0 in keys["base"]:
         raise VectorFileError(f"{path} has no datasets train and test of vectors, as files of ann-benchmarks have")
     if distance not in _ANN_METRICS:
         raise VectorFileError(f"{path} is of the distance {distance!r}; there are {', '.join(_ANN_METRICS)}")
-    files = {part: FileSpec(source=str(path), format="hdf5", key=_ANN_PARTS[cast("Part", part)]) for part in keys}
+    files = {
+        part: FileSpec.parse({"source": str(path), "format": "hdf5", "key": _ANN_PARTS[cast("Part", part)]})
+        for part in keys
+    }
     spec = SetSpec(dim=keys["base"][1], metric=cast("Metric", _ANN_METRICS[distance]), base=files["base"])
     return Entry(str(path), "data set", "", files, spec, path)

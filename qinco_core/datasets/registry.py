@@ -10,6 +10,7 @@ import itertools
 import os
 import re
 import tomllib
+import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -30,6 +31,8 @@ PUBLISHED = Path(__file__).with_name("published.toml")
 _SCHEMES = ("http", "https", "ftp")
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
 _TAR = (".tar", ".tar.gz", ".tgz")
+# what the cache calls files of its own; `.` and `..` are among them
+_OURS = re.compile(r"\..*|checksums\.json|.*\.(partial|partial\.json|download|damaged)")
 # the type in a file (None: any), bytes before each row, bytes before the first row
 _FORMATS: dict[str, tuple[str | None, int, int]] = {
     "fvecs": ("float32", 4, 0),
@@ -83,12 +86,16 @@ class FileSpec(Frozen):
             raise ValueError(f"source: {self.source} cannot be fetched; there are {', '.join(_SCHEMES)}, and paths")
         if self.remote and not (urlsplit(self.source).hostname and self.name):
             raise ValueError(f"source: {self.source} names no file on a server")
+        _check_source(self.source, self.remote)
         if self.tar and self.member is None:
             raise ValueError(f"member: say which file of the archive {self.name} it is")
         if self.member is not None and not (self.tar and PurePosixPath(self.member).name):
             raise ValueError(f"member: only of a tar archive, and {self.name} is none")
         if not self.remote and (self.tar or self.name.endswith(".gz")):
             raise ValueError(f"source: {self.source} is packed; unpack your own files, or name an address")
+        for name in (self.name, self.unpacked_name) if self.remote else ():
+            if _OURS.fullmatch(name):
+                raise ValueError(f"source: files in the cache cannot be called {name}, which is kept for its own")
         return self
 
     @property
@@ -129,6 +136,28 @@ class FileSpec(Frozen):
         holds, before_row, header = _FORMATS[name]
         dtype = holds or self.dtype
         return None if dtype is None else header + self.count * (before_row + self.dim * np.dtype(dtype).itemsize)
+
+
+def _check_source(source: str, remote: bool) -> None:
+    """Refuse what no file can be had from.
+
+    Raises:
+        ValueError: control characters, `::`, a port or a user that cannot be.
+    """
+    if any(unicodedata.category(c) == "Cc" for c in (unquote(source) if remote else source)):
+        raise ValueError(f"source: {source!r} has control characters")
+    if remote:
+        try:
+            urlsplit(source).port
+        except ValueError as error:
+            raise ValueError(f"source: {source}: {error}") from error
+        return
+    if "::" in source:
+        raise ValueError(f"source: {source}: name what is in the file with key, not with ::")
+    try:
+        Path(source).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"source: {source}: there is no such user") from error
 
 
 class SetSpec(Frozen):

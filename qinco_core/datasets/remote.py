@@ -102,6 +102,8 @@ def _open_http(url: str, start: int, validator: str | None, timeout: float) -> I
     with _broken_http(url), requests.get(url, headers=headers, stream=True, timeout=timeout) as response:
         first, total = _range(response)
         found = _validator(response.headers)
+        if first and not start:
+            raise DownloadError(f"{url}: the server sends another part of the file than was asked for; try a mirror")
         other = first != start or (validator and found and found != validator)
         if start and (response.status_code == 416 or (response.status_code == 206 and other)):
             response.close()
@@ -109,10 +111,7 @@ def _open_http(url: str, start: int, validator: str | None, timeout: float) -> I
                 yield whole
             return
         _check_status(url, response.status_code)
-        if response.headers.get("Content-Type", "").startswith("text/html"):
-            raise DownloadError(
-                f"{url}: the server sends a web page, not the file; check the address, or log in to the network"
-            )
+        _check_kind(url, response.headers)
         yield Stream(first, total, found, _http_blocks(response, url))
 
 
@@ -149,6 +148,16 @@ def _check_status(url: str, status: int) -> None:
     meaning = {401: "wants a password", 403: "forbids it", 404: "has no such file", 410: "has no such file any more"}
     what = meaning.get(status, "refuses it")
     raise DownloadError(f"{url}: the server {what} (HTTP {status}); check the address in the registry")
+
+
+def _check_kind(url: str, headers: Any) -> None:
+    if headers.get("Content-Type", "").lower().startswith("text/html"):
+        raise DownloadError(
+            f"{url}: the server sends a web page, not the file; check the address, or log in to the network"
+        )
+    encoding = headers.get("Content-Encoding", "identity").lower()
+    if encoding != "identity" and not urllib.parse.urlsplit(url).path.lower().endswith((".gz", ".tgz")):
+        raise DownloadError(f"{url}: the server sends it packed ({encoding}), which it must not; try a mirror")
 
 
 def _http_size(url: str, timeout: float) -> int | None:

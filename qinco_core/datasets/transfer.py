@@ -102,12 +102,17 @@ class Transfer:
             return
         validator = state.validator if state else None
         with open_remote(url, start, validator, self._patience.timeout) as stream:
-            if state and stream.start and state.total not in (None, stream.total):
+            if state and stream.start and self._may_differ(state, stream):
                 self._note.unlink()
-                raise Broken("the file on the server has changed")
+                raise Broken("the file on the server has changed, or the server does not tell")
             if start and not stream.start:
                 self._progress.note(f"{self._name}: the server starts from the beginning")
             self._receive(url, stream)
+
+    def _may_differ(self, state: _State, stream: Stream) -> bool:
+        # with a digest of the whole it need not be told by the server
+        told = self._sha256 is not None or stream.validator == state.validator
+        return not told or state.total not in (None, stream.total)
 
     def _receive(self, url: str, stream: Stream) -> None:
         self._make_room(stream)

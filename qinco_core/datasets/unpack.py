@@ -9,33 +9,42 @@ import lzma
 import posixpath
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import IO
 
 from qinco_core.datasets.cache import BLOCK, Digest, Source, Target, mebibytes
+from qinco_core.datasets.received import check_received
 from qinco_core.errors import ForeignFileError
 from qinco_core.files import atomic_output, storage_errors
 from qinco_core.progress import Progress
 
 
-def unpack(source: Source, progress: Progress) -> dict[str, Digest]:
-    """Unpack a download into its targets, all of them whole or none; gives their digests by file name.
+def unpack(source: Source, ready: Callable[[], None], progress: Progress) -> dict[str, Digest]:
+    """Unpack a download into its targets, each whole or not at all; gives their digests by file name.
 
+    None is replaced before all are written, and `ready` was called.
     Of an archive only the bytes of the members asked for are used: where they go is said by the registry, never by
     the archive.
 
     Raises:
         ForeignFileError: it is damaged, lacks a member, or the member is no plain file.
+        DownloadError: what was in it is not what the registry describes.
         StorageError: no room.
     """
     with _damage(source), contextlib.ExitStack() as outputs:
         if source.targets[0].member is None:
             with gzip.open(source.download, "rb") as packed:
-                return dict([_copy(packed, source.targets[0], outputs, progress)])
-        return _members(source, outputs, progress)
+                found = {source.targets[0]: _copy(packed, source.targets[0], outputs, progress)}
+        else:
+            found = _members(source, outputs, progress)
+        for target, (temporary, _) in found.items():
+            check_received(source, target, temporary)
+        ready()
+        return {target.path.name: digest for target, (_, digest) in found.items()}
 
 
-def _members(source: Source, outputs: contextlib.ExitStack, progress: Progress) -> dict[str, Digest]:
+def _members(source: Source, outputs: contextlib.ExitStack, progress: Progress) -> dict[Target, tuple[Path, Digest]]:
     wanted = {posixpath.normpath(str(target.member)): target for target in source.targets}
     found, seen = {}, []
     with tarfile.open(source.download, "r:*") as archive:
@@ -47,8 +56,8 @@ def _members(source: Source, outputs: contextlib.ExitStack, progress: Progress) 
             packed = archive.extractfile(member) if member.isreg() else None
             if packed is None:
                 raise ForeignFileError(f"{source.file}: its member {name} is no plain file; correct the registry")
-            key, digest = _copy(packed, wanted.pop(name), outputs, progress)
-            found[key] = digest
+            target = wanted.pop(name)
+            found[target] = _copy(packed, target, outputs, progress)
         # only at its end a packed archive tells that it is undamaged
         while archive.fileobj is not None and archive.fileobj.read(BLOCK):
             pass
@@ -62,8 +71,8 @@ def _members(source: Source, outputs: contextlib.ExitStack, progress: Progress) 
 
 def _copy(
     packed: IO[bytes] | gzip.GzipFile, target: Target, outputs: contextlib.ExitStack, progress: Progress
-) -> tuple[str, Digest]:
-    """Write a target, which `outputs` puts in place when all are written."""
+) -> tuple[Path, Digest]:
+    """Write a target to a temporary path, which `outputs` puts in place when all are written."""
     hasher, size = hashlib.sha256(), 0
     total = None if target.bytes is None else mebibytes(target.bytes)
     progress.begin(f"unpacking {target.path.name}", total, "MiB")
@@ -75,7 +84,7 @@ def _copy(
             size += len(block)
             progress.advance(mebibytes(len(block)))
     progress.end()
-    return target.path.name, Digest(sha256=hasher.hexdigest(), bytes=size)
+    return temporary, Digest(sha256=hasher.hexdigest(), bytes=size)
 
 
 @contextlib.contextmanager

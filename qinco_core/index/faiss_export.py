@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 
 from qinco_core.codec.packing import unpack
 from qinco_core.errors import UsageError
-from qinco_core.files import atomic_output, check_output, storage_errors
+from qinco_core.files import atomic_output, check_output, storage_errors, write_all
 from qinco_core.index.additive import additive_sums
 from qinco_core.index.rewrite import GRAPH_FROM
 from qinco_core.optional import import_faiss
-from qinco_core.store.artifact import write_all
 from qinco_core.store.index import StoredIndex
 
 Array = NDArray[Any]

@@ -53,7 +53,7 @@ def building_seconds(codec: Codec, codes: CodesFile, pairwise: str | Path | None
     """
     c = codec.config
     assert codec.header is not None
-    decoder = None if pairwise is None else Pairwise.load(pairwise, codec.header, codec.centroids)
+    decoder = None if pairwise is None else Pairwise.load(pairwise, codec.header, codec.centroids).for_search()
     additive = np.zeros((c.M, c.K, c.D), np.float32) if decoder is None else decoder.additive_MKD
     estimator = Writer(Path(), codec, additive, decoder, memory).estimator
     estimator.norms(codes.rows(0, min(len(codes), 64)))  # the first call compiles

@@ -123,7 +123,8 @@ class Pairwise:
             return self
         additive = self.additive_MKD.copy()
         M, K, D = additive.shape
-        tables = np.array(self.tables_TRD, np.float32) * np.float32(self.scale)
+        tables = np.array(self.tables_TRD, np.float32)
+        tables *= np.float32(self.scale)
         for table_RD, pair in zip(tables, self.pairs_2T.T, strict=True):
             square_KKD = table_RD.reshape(K, K, D)
             for side, m in enumerate(pair):

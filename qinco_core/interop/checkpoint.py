@@ -35,6 +35,8 @@ _STEP = {
 _BLOCKS = {"w_up": "up_proj.weight", "w_down": "down_proj.weight"}
 # statistics of the training targets, which nothing needs that decodes or encodes
 _STATISTICS = ("xtarget_mean", "xtarget_var")
+# more than any search is the better for
+_MOST_BEAMS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,9 @@ def is_checkpoint(content: Mapping[str, Any]) -> bool:
 
 
 def read_checkpoint(path: str | Path) -> PublishedModel:
-    """Read a published checkpoint of QINCo1, QINCo2 or IVF-QINCo2, and check every tensor of it.
+    """Read a published checkpoint of QINCo1, QINCo2 or IVF-QINCo2, and check every tensor that the model has.
+
+    Its training statistics and the state of its training are passed over.
 
     Raises:
         InputNotFoundError: it is not there.
@@ -74,8 +78,7 @@ def parse_checkpoint(content: Mapping[str, Any], path: Path) -> PublishedModel:
         if not isinstance(value, Mapping):
             raise ForeignFileError(f"{path}: {name} is a {type(value).__name__}, not a table of names")
     state = _without_prefix(state)
-    config = _config(given, content["data_dim"], state, path)
-    search = EncodeConfig(A=min(_number(given, "A", path, 0), config.K), B=_number(given, "B", path, 1))
+    config, search = _configs(given, content["data_dim"], state, path)
     tensors = _tensors(state, config, path)
     epoch = content.get("epoch")
     return PublishedModel(config, search, tensors, epoch if type(epoch) is int else None)
@@ -143,25 +146,30 @@ def _without_prefix(state: Mapping[str, Any]) -> dict[str, Any]:
     return {str(name): value for name, value in state.items()}
 
 
-def _config(given: Mapping[str, Any], dim: Any, state: Mapping[str, Any], path: Path) -> ModelConfig:
+def _configs(
+    given: Mapping[str, Any], dim: Any, state: Mapping[str, Any], path: Path
+) -> tuple[ModelConfig, EncodeConfig]:
     D = _number({"data_dim": dim}, "data_dim", path)
     ivf_K = 0
     if given.get("ivf_in_use"):
         centroids = tensor_of(state, "steps.0.ivf_centroids.weight", path)
         ivf_K = _number(given, "ivf_K", path, len(centroids) if centroids.dim() else 0)
+    qinco1 = bool(given.get("qinco1_mode"))
+    A = 0 if qinco1 else _number(given, "A", path, 0)  # QINCo1 has nothing to pre-select with
     fields = {
-        "rules": "qinco1" if given.get("qinco1_mode") else "qinco2",
+        "rules": "qinco1" if qinco1 else "qinco2",
         "D": D,
         "M": _number(given, "M", path),
         "K": _number(given, "K", path),
         "L": _number(given, "L", path),
         "E": _number(given, "de", path, D),
         "H": _number(given, "dh", path),
-        "preselect": _number(given, "A", path, 0) > 0,
+        "preselect": A > 0,
         "ivf_K": ivf_K,
     }
     try:
-        return ModelConfig.parse(fields)
+        config = ModelConfig.parse(fields)
+        return config, EncodeConfig.parse({"A": min(A, config.K), "B": min(_number(given, "B", path, 1), _MOST_BEAMS)})
     except UsageError as error:
         raise ForeignFileError(f"{path}: its parameters cannot be: {error}") from error
 
@@ -173,9 +181,9 @@ def _number(given: Mapping[str, Any], name: str, path: Path, unset: int | None =
         if unset is None:
             raise ForeignFileError(f"{path}: parameters has no {name}; without it the sizes of the model are unknown")
         return unset
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise ForeignFileError(f"{path}: {name} is {value!r}, not a whole number")
-    return value
+    return int(value)
 
 
 def _names(config: ModelConfig) -> Iterator[tuple[str, str, int | None, tuple[int, ...]]]:
@@ -212,7 +220,7 @@ def _names(config: ModelConfig) -> Iterator[tuple[str, str, int | None, tuple[in
 def _tensors(state: Mapping[str, Any], config: ModelConfig, path: Path) -> Arrays:
     names = list(_names(config))
     known = {theirs for theirs, *_ in names}
-    if unknown := sorted(state.keys() - known):
+    if unknown := sorted(name for name in state.keys() - known if not name.endswith(_STATISTICS)):
         raise ForeignFileError(
             f"{path}: the tensor {unknown[0]} is not one of such a model (M = {config.M}, L = {config.L}, "
             f"E = {config.E} of D = {config.D}, {'with' if config.preselect else 'without'} pre-selection, "
@@ -223,8 +231,7 @@ def _tensors(state: Mapping[str, Any], config: ModelConfig, path: Path) -> Array
         if not ours:
             continue
         tensor = tensor_of(state, theirs, path)
-        if theirs == "data_std" and tensor.numel() == 1:
-            tensor = tensor.reshape(())
+        tensor = _normalisation(tensor, shape) if theirs in ("data_mean", "data_std") else tensor
         array = floats_of(tensor, shape, theirs, path)
         if block is None:
             tensors[ours] = array
@@ -233,3 +240,10 @@ def _tensors(state: Mapping[str, Any], config: ModelConfig, path: Path) -> Array
     if tensors["std"] <= 0:
         raise ForeignFileError(f"{path}: data_std is {float(tensors['std']):g}; it has to be above 0")
     return tensors
+
+
+def _normalisation(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A mean or a standard deviation in the shape it is used in, where one number stands for all, or a row of them."""
+    if tensor.numel() == 1:
+        return tensor.reshape(()).expand(shape)
+    return tensor.squeeze(0) if tuple(tensor.shape) == (1, *shape) else tensor

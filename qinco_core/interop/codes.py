@@ -6,7 +6,7 @@ model [n, 1 + M] with the list number first.
 
 from __future__ import annotations
 
-import zipfile
+import glob
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from qinco_core.codec.packing import pack, unpack
 from qinco_core.config import ModelConfig
 from qinco_core.errors import ForeignFileError, LineageError
 from qinco_core.files import atomic_output, check_output, existing_file
+from qinco_core.interop.zips import DAMAGE, check_zip
 from qinco_core.progress import Progress
 from qinco_core.store import CodeRows, CodesFile, CodesSpec, Header, create_codes
 from qinco_core.vectors import VectorFile, open_vectors
@@ -54,7 +55,8 @@ def read_published(path: str | Path) -> PublishedCodes:
         ForeignFileError: it is damaged or something else, or a part is missing; the message names it.
     """
     path = existing_file(path)
-    numbers = {name: _number(path, name) for name in _FIELDS}
+    check_zip(path)
+    numbers = _numbers(path)
     if not 1 <= numbers["n_parts"] <= _MOST_PARTS:
         raise ForeignFileError(f"{path}: n_parts is {numbers['n_parts']}, which cannot be")
     parts = [part_path(path, number) for number in range(numbers["n_parts"])]
@@ -121,7 +123,7 @@ def export_codes(
         out: the index file, `.npz`.
         part_rows: codes of a part.
         progress: told of every part.
-        force: overwrite what is there.
+        force: replace an earlier export, with all its parts.
 
     Returns:
         The files written.
@@ -135,6 +137,7 @@ def export_codes(
     for path in (*parts, out):
         check_output(path, force=force)
     progress.begin("exporting", count, "codes")
+    out.unlink(missing_ok=True)  # of an earlier export, which is no more whole from here on
     written: list[Path] = []
     try:
         for number, path in enumerate(parts):
@@ -142,6 +145,9 @@ def export_codes(
             _save(path, {_KEY: _symbols(rows, spec)}, force=force)
             written.append(path)
             progress.advance(len(rows.codes))
+        for path in out.parent.glob(f"{glob.escape(out.stem)}.part_*.npz"):
+            if path not in parts:
+                path.unlink()
         _save(out, {"n_parts": len(parts), "K": spec.K, "M": spec.M, "D": spec.D}, force=force)
     except BaseException:
         for path in written:
@@ -161,21 +167,20 @@ def _save(path: Path, arrays: dict[str, Any], *, force: bool) -> None:
         np.savez(handle, **arrays)
 
 
-def _number(path: Path, name: str) -> int:
+def _numbers(path: Path) -> dict[str, int]:
+    """The whole numbers of an index file."""
     try:
         with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
-            if name not in file:
-                raise ForeignFileError(f"{path}: {name} is missing; the index file of published codes has {_FIELDS}")
-            value = file[name]
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        if isinstance(error, ForeignFileError):
-            raise
-        raise ForeignFileError(
-            f"{path}: {name} cannot be read ({error}); it is damaged, or no published codes"
-        ) from error
-    if value.ndim or value.dtype.kind not in "iu":
-        raise ForeignFileError(f"{path}: {name} is {value.dtype} of shape {value.shape}, not a whole number")
-    return int(value)
+            found = {name: file[name] for name in _FIELDS if name in file}
+    except DAMAGE as error:  # an array of objects is one too
+        raise ForeignFileError(f"{path} cannot be read ({error}); it is damaged, or no published codes") from error
+    for name in _FIELDS:
+        if name not in found:
+            raise ForeignFileError(f"{path}: {name} is missing; published codes tell {', '.join(_FIELDS)}")
+        value = found[name]
+        if value.ndim or value.dtype.kind not in "iu":
+            raise ForeignFileError(f"{path}: {name} is {value.dtype} of shape {value.shape}, not a whole number")
+    return {name: int(value) for name, value in found.items()}
 
 
 def _check(published: PublishedCodes, config: ModelConfig, progress: Progress) -> int:
@@ -183,6 +188,7 @@ def _check(published: PublishedCodes, config: ModelConfig, progress: Progress) -
     progress.begin("checking", len(published.parts), "parts")
     count, width = 0, config.M + (config.ivf_K > 0)
     for path in published.parts:
+        check_zip(path)
         with _open(path) as file:
             if file.dtype.kind not in "iu" or file.dim != width:
                 raise ForeignFileError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from qinco_core.config import EncodeConfig, ModelConfig
 from qinco_core.errors import ForeignFileError, UsageError
 from qinco_core.files import atomic_output, check_output, existing_file
-from qinco_core.store import StoredModel
+from qinco_core.store import Parent, StoredModel
 
 TENSORS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 _FORMAT = "qinco"
@@ -50,34 +51,35 @@ def export_folder(stored: StoredModel, folder: str | Path, *, force: bool) -> tu
         "created": stored.header.created,
         "qinco_version": stored.header.writer,
         "training": stored.training,
+        "parents": [asdict(parent) for parent in stored.header.parents],
     }
     contents = {
         TENSORS: safetensors.numpy.save(stored.tensors, metadata={"format": _FORMAT}),
-        CARD: _card(stored, folder.name).encode(),
+        CARD: _card(stored, folder.resolve().name).encode(),
         CONFIG: (json.dumps(described, indent=2, sort_keys=True) + "\n").encode(),
     }
     paths = [check_output(folder / name, force=force) for name in contents]
-    written: list[Path] = []
-    try:
-        for path, content in zip(paths, contents.values(), strict=True):
-            with atomic_output(path, force=force) as temporary:
-                temporary.write_bytes(content)
-            written.append(path)
-    except BaseException:
-        for path in written:
-            path.unlink(missing_ok=True)
-        raise
+    # the configuration has the fingerprint, so it is the last: halves of two models are noticed
+    for path, content in zip(paths, contents.values(), strict=True):
+        with atomic_output(path, force=force) as temporary:
+            temporary.write_bytes(content)
     return tuple(paths)
 
 
-def read_folder(
-    folder: str | Path,
-) -> tuple[ModelConfig, EncodeConfig, dict[str, NDArray[Any]], dict[str, Any], str]:
-    """Read such a folder.
+@dataclass(frozen=True)
+class SharedModel:
+    """A model as a folder has it: all of its artifact, and the fingerprint that this had."""
 
-    Returns:
-        What the model is, its encoder, its tensors by name, the figures of its training, and the fingerprint that
-        its artifact had.
+    config: ModelConfig
+    search: EncodeConfig
+    tensors: dict[str, NDArray[Any]]
+    training: dict[str, Any]
+    parents: tuple[Parent, ...]
+    fingerprint: str
+
+
+def read_folder(folder: str | Path) -> SharedModel:
+    """Read such a folder.
 
     Raises:
         InputNotFoundError: a file is missing.
@@ -90,13 +92,24 @@ def read_folder(
         config, search = ModelConfig.parse(described["model"]), EncodeConfig.parse(described["encode"])
     except (UsageError, TypeError) as error:
         raise ForeignFileError(f"{path}: its model or encode cannot be: {error}") from error
-    return config, search, _tensors(existing_file(folder / TENSORS)), described["training"], described["fingerprint"]
+    tensors = _tensors(existing_file(folder / TENSORS))
+    return SharedModel(
+        config, search, tensors, described["training"], _parents(described, path), described["fingerprint"]
+    )
+
+
+def _parents(described: dict[str, Any], path: Path) -> tuple[Parent, ...]:
+    found = described.get("parents", [])
+    try:
+        return tuple(Parent(str(parent["kind"]), str(parent["fingerprint"])) for parent in found)
+    except (TypeError, KeyError) as error:
+        raise ForeignFileError(f"{path}: its parents are not kinds and fingerprints") from error
 
 
 def _described(path: Path) -> dict[str, Any]:
     try:
-        described = json.loads(path.read_bytes())
-    except ValueError as error:
+        described = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
         raise ForeignFileError(f"{path} is no JSON ({error}); it is damaged: copy it again") from error
     if not isinstance(described, dict) or described.get("format") != _FORMAT:
         raise ForeignFileError(f'{path} is not of qinco: its "format" is not "{_FORMAT}"')
@@ -112,13 +125,21 @@ def _described(path: Path) -> dict[str, Any]:
     return described
 
 
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
 def _tensors(path: Path) -> dict[str, NDArray[Any]]:
     try:
-        return safetensors.numpy.load_file(path)
+        tensors: dict[str, NDArray[Any]] = safetensors.numpy.load_file(path)
     except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise ForeignFileError(
             f"{path} cannot be read as safetensors ({error}); it is damaged: copy it again"
         ) from error
+    for name, array in tensors.items():
+        if array.dtype.kind != "f":
+            raise ForeignFileError(f"{path}: the tensor {name} is of {array.dtype}, not of floats")
+    return tensors
 
 
 def _card(stored: StoredModel, name: str) -> str:

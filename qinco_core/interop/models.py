@@ -40,19 +40,21 @@ def _figures(model: PublishedModel, path: Path) -> dict[str, object]:
 
 
 def _import_folder(folder: Path, out: str | Path, *, force: bool) -> Header:
-    config, search, tensors, training, fingerprint = read_folder(folder)
+    model = read_folder(folder)
     try:
-        network_of(config, tensors)
+        network_of(model.config, model.tensors)
     except ArtifactError as error:
         raise ForeignFileError(f"{folder}: {error}") from error
     with atomic_output(out, force=force) as temporary:
         try:
-            header = save_model(temporary, config, search, tensors, training=training)
+            header = save_model(
+                temporary, model.config, model.search, model.tensors, training=model.training, parents=model.parents
+            )
         except ArtifactError as error:  # NaN
             raise ForeignFileError(f"{folder}: {error}") from error
-        if header.fingerprint != fingerprint:
+        if header.fingerprint != model.fingerprint:
             raise ForeignFileError(
                 f"{folder}: the tensors have the fingerprint {header.fingerprint}, but its configuration is of "
-                f"{fingerprint}: the two files are not of one model, or were changed"
+                f"{model.fingerprint}: the two files are not of one model, or were changed"
             )
     return header

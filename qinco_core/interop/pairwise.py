@@ -20,6 +20,7 @@ from qinco_core.config import ModelConfig
 from qinco_core.errors import ForeignFileError, LineageError, UsageError
 from qinco_core.interop.torchfile import floats_of, integers_of, tensor_of, write_torch
 from qinco_core.store import Header, Parent, StoredPairwise, save_pairwise
+from qinco_core.store.pairwise import MOST_TABLES
 
 _SYMBOLS, _PAIRS, _TABLES = "ivf_code_map", "combine_mvals_m", "codebook_MKD"
 
@@ -115,6 +116,8 @@ def _check_shapes(symbols: torch.Tensor, pairs: torch.Tensor, tables: torch.Tens
     for name, (tensor, dims, shape) in wanted.items():
         if tensor.dim() != dims:
             raise ForeignFileError(f"{path}: {name} has the shape {list(tensor.shape)}; it has to be {shape}")
+    if len(tables) > MOST_TABLES:
+        raise ForeignFileError(f"{path}: {_TABLES} has {len(tables)} tables; at most {MOST_TABLES} can be summed")
     if tuple(pairs.shape) != (2, len(tables)):
         raise ForeignFileError(
             f"{path}: {_PAIRS} has the shape {list(pairs.shape)}, not {[2, len(tables)]} as {_TABLES} wants"

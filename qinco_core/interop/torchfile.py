@@ -6,6 +6,7 @@ import io
 import pickle
 import pickletools
 import re
+import struct
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,8 +19,22 @@ from torch import Tensor
 
 from qinco_core.errors import ForeignFileError
 from qinco_core.files import atomic_output, existing_file
+from qinco_core.interop.zips import check_zip
 
-_DAMAGE = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, OSError)
+# torch's reader interprets the file's bytes, and damaged ones make it raise nearly anything
+_DAMAGE = (
+    *(pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, OSError),
+    *(AssertionError, ArithmeticError, MemoryError, struct.error),
+)
+# numbers and arrays of numpy, which logs and schedulers are full of: data, though torch does not count them as such
+_SCALAR, _ARRAY = np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0]
+_PLAIN: list[Any] = [
+    *(np.dtype, np.ndarray),
+    *(type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1")),
+    # their home was renamed in numpy 2
+    *((_SCALAR, f"numpy.{home}.multiarray.scalar") for home in ("core", "_core")),
+    *((_ARRAY, f"numpy.{home}.multiarray._reconstruct") for home in ("core", "_core")),
+]
 # a file of the time before torch wrote zip files: three of numbers before the one that matters
 _PICKLES = 4
 
@@ -32,15 +47,16 @@ def read_torch(path: str | Path) -> dict[str, Any]:
         ForeignFileError: it is damaged, no torch file, no dict, or holds objects whose loading would run code.
     """
     path = existing_file(path)
+    check_zip(path)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_PLAIN):
             warnings.simplefilter("ignore")  # of the pickle's age; what matters is an error
             content = torch.load(path, map_location="cpu", weights_only=True)
     except _DAMAGE as error:
         if objects := _objects(path):
             raise ForeignFileError(
-                f"{path} is a pickle of whole Python objects ({', '.join(objects)}), and loading it would run their "
-                "code: refused. Where it was made, save the state dict instead: torch.save({'model': "
+                f"{path} is a pickle of Python objects ({', '.join(objects)}), which are made by running code when it "
+                "is loaded: refused. Where it was made, save the state dict instead: torch.save({'model': "
                 "model.state_dict(), 'parameters': {...}, 'data_dim': D}, ...)"
             ) from error
         raise ForeignFileError(
@@ -108,6 +124,8 @@ def tensor_of(fields: Mapping[str, Any], name: str, path: Path) -> Tensor:
     value = fields[name]
     if not isinstance(value, Tensor):
         raise ForeignFileError(f"{path}: {name} is a {type(value).__name__}, not a tensor")
+    if value.layout != torch.strided or value.is_meta or value.is_quantized:
+        raise ForeignFileError(f"{path}: {name} is a sparse, quantized or empty tensor; save it as a plain one")
     return value
 
 

@@ -128,7 +128,9 @@ def export_file(
     if kind != "model" and onnx:
         raise UsageError(f"ONNX is the decoder of a model, but {artifact} is of the kind {kind}")
     if kind == "model":
-        return _export_model(load_model(artifact), target, onnx or target.suffix == ".onnx", force)
+        return _export_model(
+            load_model(artifact), target, onnx or target.suffix == ".onnx", progress or Silent(), force
+        )
     if kind not in _EXTENSION:
         raise UsageError(f"{artifact} is of the kind {kind}: name a model, codes, a pairwise decoder or centroids")
     if target.suffix != _EXTENSION[kind]:
@@ -145,9 +147,10 @@ def export_file(
     return Exported((target,))
 
 
-def _export_model(stored: StoredModel, target: Path, onnx: bool, force: bool) -> Exported:
+def _export_model(stored: StoredModel, target: Path, onnx: bool, progress: Progress, force: bool) -> Exported:
+    c = stored.config
     if onnx:
-        c = stored.config
+        progress.note(f"writing and trying the decoder of {c.M} steps of {c.L} blocks; many take minutes")
         properties = {"qinco_fingerprint": stored.header.fingerprint}
         properties |= {name: str(getattr(c, name)) for name in ("D", "M", "K", "ivf_K")}
         network = network_of(c, stored.tensors)
@@ -155,8 +158,9 @@ def _export_model(stored: StoredModel, target: Path, onnx: bool, force: bool) ->
         note = f"ONNX Runtime decodes as qinco does: largest difference {difference:.1e} of the largest entry"
         return Exported((target,), {"difference": difference}, (note,))
     if target.suffix in (".pt", ".pth"):
-        write_checkpoint(target, stored.config, stored.encode, stored.tensors, force=force)
-        return Exported((target,))
+        write_checkpoint(target, c, stored.encode, stored.tensors, force=force)
+        note = f"W_cat of rank {c.rank} was written whole: imported again it is another model (a folder keeps it)"
+        return Exported((target,), notes=(note,) if c.rank else ())
     if target.suffix and not target.is_dir():
         raise UsageError(f"{target}: a model is exported to a .pt file, a .onnx file, or a folder without an extension")
     return Exported(export_folder(stored, target, force=force))

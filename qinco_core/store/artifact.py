@@ -17,7 +17,6 @@ import numpy as np
 
 from qinco_core.errors import ArtifactError, ArtifactVersionError, QincoError, StorageError, UsageError
 from qinco_core.files import atomic_output, existing_file
-from qinco_core.files import write_all as write_all  # for the rooms that wrote with it before it moved
 from qinco_core.hdf5 import HDF5Writer, create_hdf5
 
 FORMAT_VERSION = 1

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qinco_core.errors import ArtifactError, InputNotFoundError, OutputExistsError, StorageError, UsageError
-from qinco_core.files import existing_file, storage_errors
+from qinco_core.files import existing_file, storage_errors, write_all
 from qinco_core.store.arrays import Entry, read_arrays, read_json, write_arrays
 from qinco_core.store.artifact import (
     DIGEST_BYTES,
@@ -33,7 +33,6 @@ from qinco_core.store.artifact import (
     fingerprint_of,
     open_artifact,
     read_header,
-    write_all,
 )
 
 KIND = "index"

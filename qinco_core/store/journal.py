@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qinco_core.errors import ArtifactError, LineageError, OutputExistsError
-from qinco_core.files import storage_errors
-from qinco_core.store.artifact import DIGEST_BYTES, canonical_json, write_all
+from qinco_core.files import storage_errors, write_all
+from qinco_core.store.artifact import DIGEST_BYTES, canonical_json
 from qinco_core.store.lists import list_bytes, unpack_lists
 from qinco_core.store.spec import CodeRows
 

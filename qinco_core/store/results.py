@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qinco_core.errors import ArtifactError, DimensionError, UsageError
-from qinco_core.files import atomic_output, check_output, storage_errors
+from qinco_core.files import atomic_output, check_output, storage_errors, write_all
 from qinco_core.store.artifact import (
     DIGEST_BYTES,
     Header,
@@ -29,7 +29,6 @@ from qinco_core.store.artifact import (
     fingerprint_of,
     open_artifact,
     text,
-    write_all,
 )
 from qinco_core.vectors import VectorWriter, open_writer
 

@@ -19,14 +19,13 @@ import pyarrow as pa
 from numpy.typing import ArrayLike
 
 from qinco_core.errors import ArtifactError, ArtifactVersionError, QincoError, StreamError, UsageError
-from qinco_core.files import storage_errors
+from qinco_core.files import storage_errors, write_all
 from qinco_core.store.artifact import (
     FORMAT_VERSION,
     canonical_json,
     fingerprint_of,
     first_bytes,
     refuse_newer,
-    write_all,
     writer_version,
 )
 from qinco_core.store.lists import check_lists

@@ -12,7 +12,7 @@ from qinco_core.vectors.formats import FORMATS, Format, detect_format
 from qinco_core.vectors.ids import read_ids
 from qinco_core.vectors.reader import VectorFile, open_vectors
 from qinco_core.vectors.stream import VectorStream, read_stream
-from qinco_core.vectors.writer import VectorWriter, open_writer, write_vectors
+from qinco_core.vectors.writer import VectorWriter, open_writer, output_path, write_vectors
 
 __all__ = [
     "FORMATS",
@@ -24,6 +24,7 @@ __all__ = [
     "detect_format",
     "open_vectors",
     "open_writer",
+    "output_path",
     "read_ids",
     "read_stream",
     "write_vectors",

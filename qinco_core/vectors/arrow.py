@@ -32,7 +32,7 @@ from qinco_core.vectors.columns import (
     vector_column,
     vectors_of,
 )
-from qinco_core.vectors.parts import Parts
+from qinco_core.vectors.parts import Parts, mark_of
 from qinco_core.vectors.spill import Spill
 
 MAGIC = b"ARROW1"
@@ -54,6 +54,7 @@ def open_rows(name: str, files: Sequence[Path], key: str | None) -> tuple[Rows, 
         StorageError: no room is left in $TMPDIR to unpack what is compressed.
     """
     column: Column | None = None
+    marks = [mark_of(path) for path in files]
     for path in files:
         with damage(str(path), "Arrow"):
             found = vector_column(_schema(path), key if column is None else column.name, str(path))
@@ -64,7 +65,7 @@ def open_rows(name: str, files: Sequence[Path], key: str | None) -> tuple[Rows, 
     for part, path in enumerate(files):
         places.scan(part, path)
     layout = column.layout(f"{name}::{column.name}", sum(places.counts), lambda: places.D)
-    return SegmentRows(Parts(files, places.counts, column.name), layout, places), column.name
+    return SegmentRows(Parts(files, marks, places.counts, column.name), layout, places), column.name
 
 
 def read_ids(name: str, files: Sequence[Path], key: str | None) -> Array:
@@ -80,7 +81,8 @@ def read_ids(name: str, files: Sequence[Path], key: str | None) -> Array:
             key, at = id_column(_schema(path), key, str(path)), 0
             with pa.OSFile(str(path)) as source:
                 for array in _columns(source, key, str(path), alone=True):
-                    found.append(checked(array, f"{path}::{key}", at).to_numpy())
+                    # a view would keep all that came with it in memory
+                    found.append(checked(array, f"{path}::{key}", at).to_numpy().copy())
                     at += len(found[-1])
     return np.concatenate(found) if found else np.empty(0, np.int64)
 
@@ -192,7 +194,7 @@ class SegmentRows:
         """Rows start..stop-1 as a fresh [stop - start, D] array.
 
         Raises:
-            VectorFileError: a file has shrunk since it was opened.
+            VectorFileError: a file has shrunk or was replaced since it was opened.
         """
         out = np.empty((stop - start, self.layout.D), self.layout.native)
         at = start
@@ -240,9 +242,15 @@ class SegmentRows:
                 os.close(self._open.popitem(last=False)[1])
             path = self._parts.files[file]
             try:
-                self._open[file] = os.open(path, os.O_RDONLY)
+                descriptor = os.open(path, os.O_RDONLY)
             except OSError as error:
                 raise StorageError(f"{path} cannot be read ({error.strerror}); it was there before") from error
+            try:
+                self._parts.check(file, descriptor)
+            except BaseException:
+                os.close(descriptor)
+                raise
+            self._open[file] = descriptor
         self._open.move_to_end(file)
         return self._open[file]
 
@@ -284,7 +292,7 @@ class ArrowFeed:
         self._ended = False
         with damage(name, "Arrow"):
             self._reader = pa.ipc.open_stream(pa.PythonFile(self._inlet, mode="r"))
-            self._column = vector_column(self._reader.schema, None, name)
+            self._column = vector_column(self._reader.schema, None, name, piped=True)
             array = self._next_array()
             D = self._column.D or (first_length(array, name) if array is not None else 1)
             self.layout = self._column.layout(name, 0 if array is None else 1, lambda: D)

@@ -70,14 +70,15 @@ def damage(name: str, what: str) -> Iterator[None]:
         ) from error
 
 
-def vector_column(schema: Any, key: str | None, name: str) -> Column:
-    """The column `key` of a schema, or its only column of lists of numbers.
+def vector_column(schema: Any, key: str | None, name: str, *, piped: bool = False) -> Column:
+    """The column `key` of a schema, or its only column of lists of numbers; in a pipe none can be named.
 
     Raises:
         UsageError: no column of that name, or several to choose from.
         VectorFileError: no column of vectors, or elements of a type that vectors have not.
     """
-    field = _choose(schema, key, name, lambda type_: _element(type_) is not None, "vectors (lists of numbers)")
+    wanted = "vectors (lists of numbers)"
+    field = _choose(schema, key, name, lambda type_: _element(type_) is not None, wanted, piped=piped)
     place, element = f"{name}::{field.name}", _element(field.type)
     if element is None:
         raise VectorFileError(f"{place} holds {field.type}; vectors are lists of numbers")
@@ -174,7 +175,9 @@ def output_batch(schema: Any, block: Array, ids: Array | None) -> Any:
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
-def _choose(schema: Any, key: str | None, name: str, wanted: Callable[[Any], bool], what: str) -> Any:
+def _choose(
+    schema: Any, key: str | None, name: str, wanted: Callable[[Any], bool], what: str, *, piped: bool = False
+) -> Any:
     """The field of that name, or the only one of a wanted type."""
     if key is not None:
         if schema.names.count(key) == 1:
@@ -186,6 +189,8 @@ def _choose(schema: Any, key: str | None, name: str, wanted: Callable[[Any], boo
         return found[0]
     if not found:
         raise VectorFileError(f"{name} has no column of {what}; there are {_listed(schema)}{_hint(schema)}")
+    if piped:
+        raise UsageError(f"{name} has several columns of {what}, {_listed(found)}: send one of them alone, or a file")
     listed = ", ".join(f"{name}::{field.name} {field.type}" for field in found)
     raise UsageError(f"{name} has several columns of {what}; name one: {listed}")
 

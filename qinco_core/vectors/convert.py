@@ -26,11 +26,19 @@ from qinco_core.vectors.writer import VectorWriter, open_writer
 
 _BLOCK_BYTES = 8 << 20
 _MAX_INT32 = np.iinfo(np.int32).max
+
+
+def _cosines(x: Array, q: Array) -> Array:
+    """Those of vectors [b, k, D] and queries [b, 1, D]; 0 where one has length 0, as for `exact_neighbors`."""
+    lengths = np.linalg.norm(x, axis=-1) * np.linalg.norm(q, axis=-1)
+    return np.divide((x * q).sum(-1), lengths, out=np.zeros_like(lengths), where=lengths > 0)
+
+
 # what ann-benchmarks calls the metrics, and its distances of vectors [b, k, D] to queries [b, 1, D]
 _METRICS: dict[str, tuple[str, Callable[[Array, Array], Array]]] = {
     "l2": ("euclidean", lambda x, q: np.sqrt(np.square(x - q).sum(-1))),
     "ip": ("ip", lambda x, q: -(x * q).sum(-1)),
-    "cosine": ("angular", lambda x, q: 1 - (x * q).sum(-1) / (np.linalg.norm(x, axis=-1) * np.linalg.norm(q, axis=-1))),
+    "cosine": ("angular", lambda x, q: 1 - _cosines(x, q)),
 }
 
 
@@ -122,7 +130,7 @@ def unpack_benchmark(
     """Write train, test, neighbors and distances of an ann-benchmarks file as files of their own.
 
     Vectors are written in `format`, neighbours and distances beside fvecs as ivecs and fvecs, beside fbin as
-    ibin and fbin, else in `format` too. Either all files appear or none.
+    ibin and fbin, else in `format` too. Each file appears whole or not at all.
 
     Raises:
         UsageError: no HDF5 file, or none with a table called train.
@@ -177,7 +185,7 @@ def pack_benchmark(
         truth: row numbers of `base`, integers [nq, k].
         target: the HDF5 file.
         distances: compute those of the neighbours, as ann-benchmarks defines them: Euclidean and not squared,
-            1 − cosine, or − inner product.
+            1 − cosine (1 where a vector has length 0), or − inner product.
         metric: "l2", "ip" or "cosine"; the file says which.
         dtype: of train and test; by default those of the files.
         force: replace a file that exists.
@@ -245,16 +253,16 @@ def _companion(name: str, format: str) -> str:
 
 @contextlib.contextmanager
 def _new_folder(folder: Path) -> Iterator[None]:
-    """A folder that goes again, if it was not there, when the block fails."""
+    """A folder that goes again, with those around it that were not there either, when the block fails."""
     if folder.exists() and not folder.is_dir():
         raise OutputExistsError(f"{folder} is a file; name a folder")
-    made = not folder.exists()
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         yield
     except BaseException:
-        if made:
-            with contextlib.suppress(OSError):
-                folder.rmdir()
+        with contextlib.suppress(OSError):  # one that others have put something into stays
+            for path in missing:
+                path.rmdir()
         raise
 
 

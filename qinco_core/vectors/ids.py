@@ -51,7 +51,7 @@ def _is_npy(source: str | Path) -> bool:
 def _from_npy(path: Path) -> Array:
     try:
         return np.lib.format.open_memmap(existing_file(path), mode="r")
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise VectorFileError(f"{path} is no .npy file of ids ({error}); write it with numpy.save") from error
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import lzma
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -30,11 +31,14 @@ _LOCAL_HEADER = 30
 _DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
+    lzma.LZMAError,
     EOFError,
     OSError,
     RuntimeError,
     ValueError,
     LookupError,
+    ArithmeticError,
+    MemoryError,
 )
 
 
@@ -50,9 +54,7 @@ def open_rows(name: str, files: Sequence[Path], key: str | None) -> tuple[Rows, 
         found, header = _choose(archive, name, key, _is_table, "vectors (arrays of two dimensions)")
         label = f"{name}::{found}"
         layout = header.layout(label)
-        member = archive.getinfo(found + _SUFFIX)
-        if member.file_size != header.size + (layout.count or 0) * layout.row_bytes:
-            raise VectorFileError(f"{label}: its header does not fit its {member.file_size} bytes; save it again")
+        member = _member(archive, found, header, (layout.count or 0) * layout.row_bytes, label)
         if member.compress_type == zipfile.ZIP_STORED and not member.flag_bits & 1:
             return _stored(files[0], member, layout, label), found
         return _unpacked(archive, member, layout, label), found
@@ -72,8 +74,9 @@ def read_ids(name: str, files: Sequence[Path], key: str | None) -> Array:
             raise UsageError(
                 f"{name}::{found} holds {descr} of shape {header.shape}; ids are integers in one dimension"
             )
-        with archive.open(found + _SUFFIX) as member:
-            return np.asarray(np.lib.format.read_array(member, allow_pickle=False))
+        size = header.shape[0] * np.dtype(header.fields["descr"]).itemsize
+        with archive.open(_member(archive, found, header, size, f"{name}::{found}")) as handle:
+            return np.asarray(np.lib.format.read_array(handle, allow_pickle=False))
 
 
 @contextlib.contextmanager
@@ -118,6 +121,14 @@ def _choose(
     if not fitting:
         raise VectorFileError(f"{name} has no {what}; there are {', '.join(listed.values()) or 'no arrays'}")
     raise UsageError(f"{name} has several {what}; name one: {', '.join(listed[array] for array in fitting)}")
+
+
+def _member(archive: zipfile.ZipFile, array: str, header: npy.Header, size: int, label: str) -> zipfile.ZipInfo:
+    """Where the array lies, whose header says that it takes `size` bytes."""
+    member = archive.getinfo(array + _SUFFIX)
+    if member.file_size != header.size + size:
+        raise VectorFileError(f"{label}: its header does not fit its {member.file_size} bytes; save it again")
+    return member
 
 
 def _stored(path: Path, member: zipfile.ZipInfo, layout: Layout, label: str) -> MappedRows:

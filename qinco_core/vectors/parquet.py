@@ -1,7 +1,8 @@
 """Parquet: a column of lists, in one file or a folder of them, named as `file.parquet::embedding`.
 
 In order, rows are decoded a few thousand at a time and every row group once. Rows in any other order
-come from a temporary file into which each row group is unpacked when one of its rows is first asked for.
+come from a temporary file into which each row group is unpacked when one of its rows is first asked for;
+so do ranges that begin inside a row group, from the second one on.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from qinco_core.vectors.columns import (
     vector_column,
     vectors_of,
 )
-from qinco_core.vectors.parts import Parts
+from qinco_core.vectors.parts import Mark, Parts, mark_of
 from qinco_core.vectors.spill import Spill
 
 _PIECE_BYTES = 4 << 20
@@ -49,6 +50,7 @@ def open_rows(name: str, files: Sequence[Path], key: str | None) -> tuple[Rows, 
     """
     column: Column | None = None
     groups: list[tuple[int, int, int]] = []
+    marks = [mark_of(path) for path in files]
     for part, path in enumerate(files):
         with damage(str(path), "Parquet"), _open(path) as file:
             found = vector_column(file.schema_arrow, key if column is None else column.name, str(path))
@@ -66,7 +68,7 @@ def open_rows(name: str, files: Sequence[Path], key: str | None) -> tuple[Rows, 
             return first_length(batch.column(chosen), f"{files[part]}::{chosen}")
 
     layout = column.layout(f"{name}::{chosen}", sum(size for *_, size in groups), length)
-    return ParquetRows(files, chosen, layout, groups), chosen
+    return ParquetRows(files, marks, chosen, layout, groups), chosen
 
 
 def read_ids(name: str, files: Sequence[Path], key: str | None) -> Array:
@@ -96,12 +98,19 @@ def _open(path: Path) -> Any:
 class ParquetRows:
     """`Rows` of a column: one place to read on from, and a temporary file for everything else."""
 
-    def __init__(self, files: Sequence[Path], column: str, layout: Layout, groups: list[tuple[int, int, int]]) -> None:
+    def __init__(
+        self,
+        files: Sequence[Path],
+        marks: Sequence[Mark],
+        column: str,
+        layout: Layout,
+        groups: list[tuple[int, int, int]],
+    ) -> None:
         counts = np.zeros(len(files), np.int64)
         for part, _, size in groups:
             counts[part] += size
         self.layout = layout
-        self._parts = Parts(files, counts.tolist(), column)
+        self._parts = Parts(files, marks, counts.tolist(), column)
         self._column = column
         self._groups = [(part, group) for part, group, _ in groups]
         self._starts = np.cumsum([0, *(size for *_, size in groups)])
@@ -113,12 +122,15 @@ class ParquetRows:
         self._left = np.empty((0, layout.D), layout.native)
         self._spill: Spill | None = None
         self._unpacked: set[int] = set()
+        self._entered: set[int] = set()  # row groups that a range began inside of
 
     def fetch(self, start: int, stop: int) -> Array:
         """Rows start..stop-1 as a fresh [stop - start, D] array.
 
         Raises:
-            VectorFileError: damaged, or a row that is null, holds a null, or is not of D elements.
+            VectorFileError: damaged, replaced since it was opened, or a row that is null, holds a null, or is
+                not of D elements.
+            StorageError: no room is left in $TMPDIR.
         """
         out = np.empty((stop - start, self.layout.D), self.layout.native)
         if not len(out):
@@ -138,34 +150,39 @@ class ParquetRows:
         """The rows of those numbers (int64 [n], at least one) as a fresh [n, D] array.
 
         Raises:
-            VectorFileError: as in `fetch`.
-            StorageError: no room is left in $TMPDIR.
+            VectorFileError, StorageError: as in `fetch`.
         """
         with self._lock:
-            if self._spill is None:
-                self._spill = Spill(self.layout, self._parts.name(0))
             wanted = np.unique(np.searchsorted(self._starts, rows, side="right") - 1)
-            for group in wanted.tolist():
-                if group not in self._unpacked:
-                    self._unpack(group, self._spill)
-            return self._spill.rows(self.layout.count or 0).gather(rows)
+            return self._unpack(wanted.tolist()).gather(rows)
 
     def place(self, row: int) -> tuple[str, int]:
         """The file and column of a row, and its number there."""
         return self._parts.place(row)
 
-    def _unpack(self, group: int, spill: Spill) -> None:
-        at = int(self._starts[group])
-        for piece in self._decode(group, group + 1):
-            spill.write(at, piece)
-            at += len(piece)
-        self._unpacked.add(group)
+    def _unpack(self, groups: list[int]) -> Rows:
+        """All rows as they lie in the temporary file, into which those of these row groups are put."""
+        if self._spill is None:
+            self._spill = Spill(self.layout, self._parts.name(0))
+        for group in groups:
+            if group not in self._unpacked:
+                at = int(self._starts[group])
+                for piece in self._decode(group, group + 1):
+                    self._spill.write(at, piece)
+                    at += len(piece)
+                self._unpacked.add(group)
+        return self._spill.rows(self.layout.count or 0)
 
     def _seek(self, start: int) -> None:
         group = int(np.searchsorted(self._starts, start, side="right")) - 1
-        self._pieces = self._from(group)
-        self._left = self._left[:0]
         skip = start - int(self._starts[group])
+        self._left = self._left[:0]
+        if skip and group in self._entered | self._unpacked:
+            self._pieces = itertools.chain(self._unpacked_from(start, group), self._from(group + 1))
+            return
+        if skip:
+            self._entered.add(group)
+        self._pieces = self._from(group)
         while skip:
             skip -= len(self._next(skip))
 
@@ -175,6 +192,12 @@ class ParquetRows:
             self._left = next(self._pieces)
         piece, self._left = self._left[:most], self._left[most:]
         return piece
+
+    def _unpacked_from(self, start: int, group: int) -> Iterator[Array]:
+        """The rows from `start` to the end of its row group, out of the temporary file."""
+        rows, stop = self._unpack([group]), int(self._starts[group + 1])
+        for at in range(start, stop, self._piece):
+            yield rows.fetch(at, min(at + self._piece, stop))
 
     def _from(self, group: int) -> Iterator[Array]:
         """All rows from the start of a row group to the end, file after file."""
@@ -192,6 +215,7 @@ class ParquetRows:
         at, stop = int(self._starts[group]), int(self._starts[end])
         numbers = [number for _, number in self._groups[group:end]]
         with damage(name, "Parquet"), _open(self._parts.files[part]) as file:
+            self._parts.check(part)
             for batch in file.iter_batches(self._piece, numbers, [self._column]):
                 piece = vectors_of(batch.column(self._column), self.layout, name, at - first)
                 at += len(piece)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from qinco_core.errors import InputNotFoundError, UsageError
+from qinco_core.errors import InputNotFoundError, UsageError, VectorFileError
 
 
 def find_parts(folder: Path, extensions: dict[str, tuple[str, ...]]) -> tuple[str, list[Path]]:
@@ -44,13 +45,36 @@ def _natural(path: Path) -> list[tuple[int, str]]:
     return [(int(piece), "") if i % 2 else (0, piece) for i, piece in enumerate(pieces)]
 
 
-class Parts:
-    """The files of a table and the rows in each; `starts` are the numbers of their first rows, and the end."""
+Mark = tuple[int, int, int, int]
 
-    def __init__(self, files: Sequence[Path], counts: Sequence[int], column: str) -> None:
+
+def mark_of(file: Path | int) -> Mark:
+    """What tells a file, a path or an open descriptor, from another one that takes its place."""
+    facts = os.fstat(file) if isinstance(file, int) else file.stat()
+    return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns
+
+
+class Parts:
+    """The files of a table and the rows in each; `starts` are the numbers of their first rows, and the end.
+
+    `marks` are those of the files before they were first read.
+    """
+
+    def __init__(self, files: Sequence[Path], marks: Sequence[Mark], counts: Sequence[int], column: str) -> None:
         self.files = list(files)
+        self._marks = list(marks)
         self.starts = np.concatenate([[0], np.cumsum(np.asarray(counts, np.int64))])
         self._column = column
+
+    def check(self, part: int, descriptor: int | None = None) -> None:
+        """Refuse a file, opened again as the descriptor if one is given, that is not the one of before.
+
+        Raises:
+            VectorFileError: it was replaced or changed.
+        """
+        path = self.files[part]
+        if mark_of(path if descriptor is None else descriptor) != self._marks[part]:
+            raise VectorFileError(f"{path} was replaced while it was read; run again")
 
     def name(self, part: int) -> str:
         """The column in one of the files."""

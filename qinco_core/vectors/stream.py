@@ -34,11 +34,6 @@ class VectorStream:
         self._row = 0
         self._started = False
 
-    @property
-    def D(self) -> int:
-        """The dimension of every vector."""
-        return self.dim
-
     def batches(self, size: int) -> Iterator[Array]:
         """All vectors in order, [n, D] at a time with n = `size` but for the last.
 

@@ -112,7 +112,7 @@ def open_writer(
         raise UsageError(f"a pipe has no extension; name the format with --format: {', '.join(pipeable())}")
     name = "<stdout>" if piped else str(target)
     chosen = FORMATS[detect_format(name, format)]
-    path, key = (Path(name), None) if piped or not chosen.key else split_key(name)
+    path, key = (Path(name), None) if piped else _split(name, chosen)
     outline = _outline(chosen, Outline(name, np.dtype(dtype), D, count, key, with_ids, piped))
     with contextlib.ExitStack() as stack:
         if isinstance(target, (str, Path)):
@@ -127,6 +127,19 @@ def open_writer(
     if not isinstance(target, (str, Path)):
         with storage_errors(name):
             target.flush()
+
+
+def output_path(target: str | Path, format: str | None = None) -> Path:
+    """The file that `open_writer` writes for a target: what may stand after `::` is no part of it.
+
+    Raises:
+        UsageError: an unknown format.
+    """
+    return _split(target, FORMATS[detect_format(target, format)])[0]
+
+
+def _split(target: str | Path, format: Format) -> tuple[Path, str | None]:
+    return split_key(target) if format.key else (Path(target), None)
 
 
 class _Outlet(io.RawIOBase, BinaryIO):

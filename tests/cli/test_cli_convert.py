@@ -15,7 +15,7 @@ from command_line import BASE, LEARN, QUERIES, SIZES, TEXT, TRUTH, contents, don
 
 from qinco_core.store import open_codes
 from qinco_core.store.artifact import read_header
-from qinco_core.vectors import open_vectors, read_ids
+from qinco_core.vectors import open_vectors, read_ids, write_vectors
 
 
 def all_of(source: object) -> np.ndarray:
@@ -133,17 +133,45 @@ def test_ann_benchmarks_files_whole(tmp_path: Path) -> None:
         ),
         (["{base}", "{tmp}/out/"], "only ann-benchmarks HDF5 files are written to one"),
         (["{tmp}/no.parquet", "{tmp}/x.npy"], "does not exist"),
+        (["{tmp}/few.hdf5", "{tmp}/out/", "--metric", "bogus"], "give --queries and --groundtruth"),
+        (["{base}", "{tmp}/x.npy", "--ids-out", "{tmp}/x.npy"], "both the vectors and the ids"),
+        (["{base}", "{tmp}/x.npy", "--ids-out", "{tmp}/out/../x.npy"], "both the vectors and the ids"),
+        (["{base}", "{tmp}/x.npz::a", "--to", "npz", "--ids-out", "{tmp}/x.npz"], "ids are written as npy"),
+        (["{base}", "{tmp}/x.npy", "--ids-out", "{tmp}/ids.parquet"], "ids are written as npy"),
+        (["{base}", "{tmp}/x.npy", "--ids-out", "-"], "ids are written as npy"),
     ],
 )
 def test_wrong_calls(arguments: list[str], message: str, base: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "few.npy", np.arange(3))
     np.savez(tmp_path / "few.npz", x=np.ones((3, 2)))
+    write_vectors(tmp_path / "few.hdf5", np.ones((3, 2)))
     before = contents(tmp_path)
     npy = TEXT.read_bytes() if "--ids-out" in arguments else b""
     ended = run("convert", *(a.format(base=base, tmp=tmp_path) for a in arguments), stdin=npy)
     assert message in ended.complaint
     assert ended.code == (1 if "few.npz" in arguments[0] else 2)
     assert contents(tmp_path) == before and not (tmp_path / "out").exists()
+
+
+def test_outputs_that_are_one_file_through_a_link(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    out = [f"{tmp_path}/there/x.npy", "--ids-out", f"{tmp_path}/link/x.npy"]
+    assert "both the vectors and the ids" in run("convert", base, *out).complaint
+    assert contents(tmp_path) == {}
+
+
+def test_what_exists_is_refused_without_its_key_before_work_starts(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.hdf5").write_bytes(b"mine")
+    ended = run("convert", base, f"{tmp_path}/x.hdf5::a", "--ids", tmp_path / "none.npy")
+    assert (ended.code, "x.hdf5 exists; overwrite it with --force" in ended.complaint) == (2, True)
+    assert contents(tmp_path) == {"x.hdf5": b"mine"}
+
+
+def test_the_longest_names(base: Path, tmp_path: Path) -> None:
+    names = ["n" * 251 + ".npy", "n" * 250 + "m.npy"]
+    done("convert", base, tmp_path / names[0], "--ids-out", tmp_path / names[1], "--limit", 5, "-q")
+    assert sorted(contents(tmp_path)) == sorted(names)
 
 
 def test_bad_rows_leave_nothing(tmp_path: Path) -> None:

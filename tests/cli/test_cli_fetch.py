@@ -133,6 +133,9 @@ def test_list(here: Surroundings, web: Web) -> None:
     [
         ([], 2, "name what to fetch, or list the names there are with --list"),
         (["mine", "--list"], 2, "name what to fetch, or list"),
+        (["--list", "--part", "bogus"], 2, "--list lists all there is: leave --part, --force and --dry-run out"),
+        (["--list", "--dry-run"], 2, "--list lists all there is"),
+        (["--list", "--force"], 2, "--list lists all there is"),
         (["mines"], 2, "nothing is called 'mines': did you mean mine?"),
         (["mine", "--part", "learn"], 2, "no part 'learn' of a data set"),
         (["mine", "--part", "train"], 2, "the data set mine has no part 'train'"),
@@ -152,7 +155,7 @@ def test_failures(here: Surroundings, web: Web) -> None:
     ended = run("fetch", "net")
     assert ended.code == 1
     assert "the server has no such file (HTTP 404)" in ended.complaint
-    web.files["model.pt"], web.kind = b"<html>please log in</html>", "text/html; charset=utf-8"
+    web.files["model.pt"], web.kind = b"<html>please log in</html>", "TEXT/HTML; charset=utf-8"
     assert "the server sends a web page, not the file" in run("fetch", "net").complaint
     web.kind = None
     done("fetch", "mine", "-q")

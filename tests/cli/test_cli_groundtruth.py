@@ -77,7 +77,7 @@ def test_search_and_eval_take_it(model, codes, tmp_path):
 
 def test_a_dry_run_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(groundtruth, "_SAMPLE", 1000)
-    arguments = ["groundtruth", BASE, QUERIES, "-o", tmp_path / "t.ivecs", "--dry-run"]
+    arguments = ["groundtruth", BASE, QUERIES, "-o", tmp_path / "new" / "t.ivecs", "--dry-run"]
     text = done(*arguments).text
     assert "10,000 vectors of 128 × uint8, 1 times" in text
     assert "500 × 100 each" in text
@@ -86,7 +86,15 @@ def test_a_dry_run_writes_nothing(tmp_path, monkeypatch):
     assert 0 < said["memory_bytes"] < 1 << 30
     stream = ["groundtruth", "-", QUERIES, "--format", "bvecs", "-o", "-", "--dry-run"]
     assert "unknown until the stream ends" in done(*stream, stdin=LEARN.read_bytes()).text
-    assert contents(tmp_path) == {}
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_refuses_what_cannot_be_written_and_passes_what_is_there(tmp_path):
+    (tmp_path / "t.npy").write_bytes(b"mine")
+    done("groundtruth", BASE, QUERIES, "-o", tmp_path / "t.npy", "--dry-run")
+    ended = run("groundtruth", BASE, QUERIES, "-o", tmp_path / "t.npy" / "new" / "x.npy", "--dry-run")
+    assert (ended.code, "would lie inside a file" in ended.complaint) == (1, True)
+    assert contents(tmp_path) == {"t.npy": b"mine"}
 
 
 @pytest.mark.parametrize(
@@ -97,9 +105,12 @@ def test_a_dry_run_writes_nothing(tmp_path, monkeypatch):
         ([BASE, QUERIES, "-o", "{tmp}/truth"], 2, "there is no extension"),
         ([BASE, QUERIES, "-o", "{tmp}/t.npy", "--distances", "{tmp}/d.ivecs"], 2, "hold no distances"),
         ([BASE, QUERIES, "-o", "{tmp}/t.npy", "--distances", "{tmp}/t.npy"], 2, "cannot hold both"),
+        ([BASE, QUERIES, "-o", "{tmp}/t.npy", "--distances", "{tmp}/none/../t.npy"], 2, "cannot hold both"),
+        ([BASE, QUERIES, "-o", "{tmp}/t.hdf5::I", "--distances", "{tmp}/t.hdf5::D"], 2, "cannot hold both"),
         ([BASE, QUERIES, "-o", "{tmp}/t.npy", "--distances", "-"], 2, "distances are written to a file"),
         ([BASE, QUERIES, "-o", "{tmp}/there.ivecs"], 2, "--force"),
         ([BASE, QUERIES, "-o", "{tmp}/t.npy", "--distances", "{tmp}/there.ivecs"], 2, "hold no distances"),
+        ([BASE, QUERIES, "-o", "{tmp}/there.hdf5::I", "--device", "tpu"], 2, "there.hdf5 exists"),
         ([BASE, QUERIES, "-o", "-", "--json"], 2, "both write to stdout"),
         ([BASE, "-", "-o", "{tmp}/t.npy"], 2, "queries are read from a file"),
         (["-", QUERIES, "-o", "{tmp}/t.npy"], 2, "need --format"),
@@ -121,6 +132,7 @@ def test_a_dry_run_writes_nothing(tmp_path, monkeypatch):
 def test_what_cannot_be(arguments, code, says, tmp_path):
     vectors = np.ones((3, 128), np.float32)
     (tmp_path / "there.ivecs").write_bytes(b"mine")
+    (tmp_path / "there.hdf5").write_bytes(b"mine")
     write_vectors(tmp_path / "huge.npy", vectors * 1e30)
     vectors[1, 5] = np.nan
     np.save(tmp_path / "nan.npy", vectors)

@@ -25,6 +25,11 @@ class Web:
     ranges: bool = True
     heeds_if_range: bool = True
     validators: bool = True
+    # whether parts of a file tell them too, and whether sizes are told
+    parts_tell: bool = True
+    sizes: bool = True
+    # a Content-Range that is sent to those who asked for no range
+    unasked: str | None = None
     # some call a .gz file a packed answer
     encoding: str | None = None
     kind: str | None = None
@@ -88,14 +93,20 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if start >= len(content):
             self._refuse(416)
             return
-        self.send_response(206 if start else 200)
+        self.send_response(206 if start or web.unasked else 200)
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        elif web.unasked:
+            self.send_header("Content-Range", web.unasked)
+        tells = web.parts_tell or not start
         told = {"Last-Modified": web.date, "Content-Type": web.kind, "Content-Encoding": web.encoding}
-        for name, value in (told | {"ETag": etag if web.validators else None}).items():
+        for name, value in (told | {"ETag": etag if web.validators and tells else None}).items():
             if value:
                 self.send_header(name, value)
-        self.send_header("Content-Length", str(len(content) - start))
+        if web.sizes:
+            self.send_header("Content-Length", str(len(content) - start))
+        else:
+            self.send_header("Connection", "close")
         self.end_headers()
         if body:
             self._send(content[start:], web)

@@ -14,6 +14,7 @@ from qinco_core.errors import ChecksumError, DimensionError, InputNotFoundError,
 from qinco_core.vectors import open_vectors, write_vectors
 
 DATA = Path(__file__).parents[2] / "examples" / "data"
+ROWS = np.arange(24, dtype=np.float32).reshape(6, 4)
 SIFT = f"""
 [datasets.sift]
 dim = 128
@@ -73,15 +74,36 @@ def test_a_name_stands_for_the_part_that_is_asked_for() -> None:
 
 def test_an_existing_file_of_that_name_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "sift").mkdir()
-    assert open_named("sift", "base").dim == 128  # a folder is no file
-    (tmp_path / "sift").rmdir()
     write_vectors(tmp_path / "x.fvecs", np.zeros((2, 3), np.float32))
     (tmp_path / "x.fvecs").rename(tmp_path / "sift")
     assert open_named("sift", "base", format="fvecs").shape == (2, 3)
     assert find_dataset("sift") is None
     with pytest.raises(InputNotFoundError, match="does not exist"):
         open_named("./deep1M.fvecs", "base")
+
+
+def test_an_existing_folder_of_that_name_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("sift", "deep10M"):  # a data set, and nearly one
+        write_vectors(tmp_path / name / "part-0.parquet", np.zeros((2, 3), np.float32))
+        assert open_named(name, "base").shape == (2, 3)
+        assert open_named(f"{name}::vectors", "base").shape == (2, 3)
+        assert find_dataset(name) is None
+
+
+def test_a_data_set_can_be_a_folder(here: Surroundings, tmp_path: Path) -> None:
+    for name, rows in {"a": ROWS[:3], "b": ROWS[3:]}.items():
+        write_vectors(tmp_path / "products" / f"part-{name}.parquet", rows)
+    here.register("[datasets.mine]\ndim = 4\nbase = { source = 'products', key = 'vectors', limit = 5 }")
+    np.testing.assert_array_equal(dataset("mine").base().read(0, 5), ROWS[:5])
+    (one,) = fetch("mine")
+    assert (one.path, one.state) == (tmp_path / "products", "local")
+
+
+def test_a_negative_skip_is_refused() -> None:
+    for part in ("base", "queries"):
+        with pytest.raises(UsageError, match="skip = -5; skip 0 or more vectors"):
+            dataset("sift").open(part, skip=-5)  # type: ignore[arg-type]
 
 
 def test_words_that_are_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,7 +215,8 @@ def test_files_of_one_name_in_two_folders_do_not_meet(here: Surroundings, web: W
 
 
 @pytest.mark.parametrize(
-    ("distance", "metric"), [("angular", "cosine"), ("dot", "ip"), ("euclidean", "l2"), (b"Euclidean", "l2")]
+    ("distance", "metric"),
+    [("angular", "cosine"), ("dot", "ip"), ("euclidean", "l2"), (b"Euclidean", "l2"), (np.bytes_("dot"), "ip")],
 )
 def test_distances_of_ann_benchmarks(distance: str, metric: str, ann: Path) -> None:
     with h5py.File(ann, "r+") as file:
@@ -210,6 +233,11 @@ def test_hdf5_files_that_are_no_data_set(ann: Path, tmp_path: Path) -> None:
         del file["test"]
     with pytest.raises(VectorFileError, match="has no datasets train and test"):
         dataset(ann)
+    for shape in ((5, 0), (0, 5), (5,)):
+        with h5py.File(ann, "w") as file:
+            file["train"] = file["test"] = np.zeros(shape, np.float32)
+        with pytest.raises(VectorFileError, match="has no datasets train and test of vectors"):
+            dataset(ann)
     ann.write_bytes(b"nothing")
     with pytest.raises(VectorFileError, match="cannot be read as an HDF5 file of ann-benchmarks"):
         dataset(ann)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 from servers import Ftp, Surroundings, Web, serve_http
 
-from qinco_core.datasets import Fetched, fetch
+from qinco_core.datasets import Fetched, Patience, fetch, fetching
 from qinco_core.datasets.cache import locked
 from qinco_core.errors import ChecksumError, DownloadError, StorageError
 from qinco_core.progress import Silent
@@ -21,7 +23,7 @@ SHA = hashlib.sha256(CONTENT).hexdigest()
 FILE = """
 [[files]]
 name = "thing"
-kind = "centroids"
+kind = "model"
 source = "{url}"
 """
 
@@ -47,11 +49,11 @@ class Notes(Silent):
 
 def offer(here: Surroundings, server: Web | Ftp, content: bytes = CONTENT, sha256: str | None = None) -> None:
     if isinstance(server, Ftp):
-        (server.folder / "thing.npy").write_bytes(content)
+        (server.folder / "thing.pt").write_bytes(content)
     else:
-        server.files["thing.npy"] = content
+        server.files["thing.pt"] = content
     digest = f'sha256 = "{sha256}"\n' if sha256 else ""
-    here.register(FILE.format(url=server.url("thing.npy")) + digest)
+    here.register(FILE.format(url=server.url("thing.pt")) + digest)
 
 
 def fetched(progress: Notes | None = None, **options: object) -> Fetched:
@@ -63,7 +65,7 @@ def left(here: Surroundings) -> set[str]:
     return {path.name for path in (here.cache / "thing").iterdir()}
 
 
-WHOLE = {".lock", "checksums.json", "thing.npy"}
+WHOLE = {".lock", "checksums.json", "thing.pt"}
 
 
 @pytest.mark.parametrize("server", ["web", "ftp"])
@@ -73,13 +75,13 @@ def test_a_file_comes_whole_and_is_known_from_then_on(
     offer(here, request.getfixturevalue(server))
     progress = Notes()
     found = fetched(progress)
-    assert found.path == here.cache / "thing" / "thing.npy"
+    assert found.path == here.cache / "thing" / "thing.pt"
     assert found.path.read_bytes() == CONTENT
     assert (found.state, found.sha256, found.bytes) == ("fetched", SHA, len(CONTENT))
     assert json.loads((here.cache / "thing" / "checksums.json").read_text()) == {
-        "thing.npy": {"bytes": len(CONTENT), "sha256": SHA}
+        "thing.pt": {"bytes": len(CONTENT), "sha256": SHA}
     }
-    assert progress.tasks == [("thing.npy", len(CONTENT) / 2**20, "MiB")]
+    assert progress.tasks == [("thing.pt", len(CONTENT) / 2**20, "MiB")]
     assert progress.done == pytest.approx([len(CONTENT) / 2**20])
     assert left(here) == WHOLE
     assert fetched().state == "checked"
@@ -117,7 +119,7 @@ def test_it_is_given_up_after_tries_that_bring_nothing(here: Surroundings, web: 
     with pytest.raises(DownloadError, match=r"cannot be fetched: .*partial keeps 100,000 bytes; try the same") as e:
         fetched()
     assert isinstance(e.value, ConnectionError)
-    assert left(here) == {".lock", "thing.npy.partial", "thing.npy.partial.json"}
+    assert left(here) == {".lock", "thing.pt.partial", "thing.pt.partial.json"}
     # later, another process: the same command goes on
     assert fetched().path.read_bytes() == CONTENT
     assert web.asked_from[-1] == "bytes=100000-"
@@ -155,12 +157,35 @@ def test_without_validators_halves_are_not_put_together_unless_a_digest_is_known
     assert web.asked_from[2:] == [None, "bytes=100000-"]
 
 
+def test_a_part_that_tells_nothing_is_of_another_file(here: Surroundings, web: Web) -> None:
+    offer(here, web)
+    web.heeds_if_range, web.parts_tell, web.cuts = False, False, [100_000]
+    with pytest.raises(DownloadError):
+        fetched(patience=Patience(retries=0))
+    changed = CONTENT[::-1]
+    offer(here, web, changed)
+    assert fetched().path.read_bytes() == changed
+    # unless the digest of the whole will tell
+    offer(here, web, changed, sha256=hashlib.sha256(changed).hexdigest())
+    web.cuts = [100_000]
+    assert fetched(force=True).path.read_bytes() == changed
+    assert web.asked_from[-1] == "bytes=100000-"
+
+
+def test_a_part_that_nobody_asked_for(here: Surroundings, web: Web) -> None:
+    offer(here, web)
+    for told in ("bytes 5-9/300000", "lines 3-4"):
+        web.unasked = told
+        with pytest.raises(DownloadError, match=r"thing.pt: the server sends another part of the file than was asked"):
+            fetched()
+
+
 def test_a_partial_file_that_is_whole_already(here: Surroundings, web: Web) -> None:
     offer(here, web)
     web.cuts = [len(CONTENT) - 1, *[0] * 4]
     with pytest.raises(DownloadError):
         fetched()
-    with (here.cache / "thing" / "thing.npy.partial").open("ab") as handle:
+    with (here.cache / "thing" / "thing.pt.partial").open("ab") as handle:
         handle.write(CONTENT[-1:])
     before = len(web.requests)
     assert fetched().sha256 == SHA
@@ -172,7 +197,7 @@ def test_a_partial_file_longer_than_the_file_starts_over(here: Surroundings, web
     web.cuts = [100_000, *[0] * 4]
     with pytest.raises(DownloadError):
         fetched()
-    with (here.cache / "thing" / "thing.npy.partial").open("ab") as handle:
+    with (here.cache / "thing" / "thing.pt.partial").open("ab") as handle:
         handle.write(CONTENT)
     assert fetched().sha256 == SHA
 
@@ -183,15 +208,15 @@ def test_a_damaged_note_starts_over(damage: str, here: Surroundings, web: Web) -
     web.cuts = [100_000, *[0] * 4]
     with pytest.raises(DownloadError):
         fetched()
-    (here.cache / "thing" / "thing.npy.partial.json").write_text(damage)
+    (here.cache / "thing" / "thing.pt.partial.json").write_text(damage)
     assert fetched().sha256 == SHA
     assert web.asked_from[-1] is None
 
 
 def test_refusals(here: Surroundings, web: Web) -> None:
     offer(here, web)
-    del web.files["thing.npy"]
-    with pytest.raises(DownloadError, match=r"thing.npy: the server has no such file \(HTTP 404\)"):
+    del web.files["thing.pt"]
+    with pytest.raises(DownloadError, match=r"thing.pt: the server has no such file \(HTTP 404\)"):
         fetched()
     assert len(web.requests) == 1
     offer(here, web)
@@ -226,14 +251,14 @@ def test_an_ftp_file_that_changed_meanwhile(here: Surroundings, ftp: Ftp) -> Non
         fetched()
     changed = os.urandom(200_000)
     offer(here, ftp, changed)
-    os.utime(ftp.folder / "thing.npy", (1e9, 1e9))
+    os.utime(ftp.folder / "thing.pt", (1e9, 1e9))
     assert fetched().path.read_bytes() == changed
 
 
 def test_an_ftp_server_without_the_file(here: Surroundings, ftp: Ftp) -> None:
     offer(here, ftp)
-    (ftp.folder / "thing.npy").unlink()
-    with pytest.raises(DownloadError, match=r"thing.npy: the server refuses it"):
+    (ftp.folder / "thing.pt").unlink()
+    with pytest.raises(DownloadError, match=r"thing.pt: the server refuses it"):
         fetched()
 
 
@@ -241,7 +266,7 @@ def test_a_wrong_checksum_of_the_registry(here: Surroundings, web: Web) -> None:
     offer(here, web, sha256="0" * 64)
     with pytest.raises(ChecksumError) as e:
         fetched()
-    for what in ("thing.npy", SHA, "0" * 64, "Try again", "--force", web.url("thing.npy")):
+    for what in ("thing.pt", SHA, "0" * 64, "Try again", "--force", web.url("thing.pt")):
         assert what in str(e.value)
     assert left(here) == {".lock"}
 
@@ -253,7 +278,7 @@ def test_a_file_that_is_not_the_one_of_the_first_time(here: Surroundings, web: W
     offer(here, web, changed)
     with pytest.raises(ChecksumError, match=f"{SHA} is known of it"):
         fetched()
-    assert "thing.npy" not in left(here)
+    assert "thing.pt" not in left(here)
     assert fetched(force=True).path.read_bytes() == changed
     assert fetched().state == "checked"
 
@@ -262,7 +287,7 @@ def test_a_file_that_was_damaged_here(here: Surroundings, web: Web) -> None:
     offer(here, web)
     path = fetched().path
     path.write_bytes(CONTENT[:-1] + b"x")
-    with pytest.raises(ChecksumError, match=r"changed or damaged; it is now thing.npy.damaged. Fetch it anew"):
+    with pytest.raises(ChecksumError, match=r"changed or damaged; it is now thing.pt.damaged. Fetch it anew"):
         fetched()
     assert not path.exists()
     assert fetched().path.read_bytes() == CONTENT
@@ -271,7 +296,7 @@ def test_a_file_that_was_damaged_here(here: Surroundings, web: Web) -> None:
 def test_a_file_put_there_by_hand_is_taken(here: Surroundings, web: Web) -> None:
     offer(here, web)
     (here.cache / "thing").mkdir(parents=True)
-    (here.cache / "thing" / "thing.npy").write_bytes(CONTENT)
+    (here.cache / "thing" / "thing.pt").write_bytes(CONTENT)
     assert (fetched().state, web.requests) == ("checked", [])
     offer(here, web, sha256="0" * 64)
     with pytest.raises(ChecksumError):
@@ -281,7 +306,7 @@ def test_a_file_put_there_by_hand_is_taken(here: Surroundings, web: Web) -> None
 def test_a_damaged_record(here: Surroundings, web: Web) -> None:
     offer(here, web)
     fetched()
-    for text in ("{", "[1]", '{"thing.npy": {"sha256": 3}}'):
+    for text in ("{", "[1]", '{"thing.pt": {"sha256": 3}}'):
         (here.cache / "thing" / "checksums.json").write_text(text)
         with pytest.raises(ValueError, match=r"checksums.json is damaged .*; remove it"):
             fetched()
@@ -303,6 +328,38 @@ def test_force_keeps_the_old_file_until_the_new_one_is_whole(here: Surroundings,
     assert left(here) == WHOLE
 
 
+@pytest.mark.parametrize("packed", ["", ".gz"])
+def test_force_that_is_killed_leaves_no_good_file_that_is_called_damaged(
+    packed: str, here: Surroundings, web: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"x.fbin{packed}"
+    here.register(f"[datasets.x]\ndim = 4\nbase = '{web.url(name)}'")
+    web.files[name] = gzip.compress(GOOD) if packed else GOOD
+    (path,) = (one.path for one in fetch("x"))
+    other = GOOD[:8] + ROWS[::-1].tobytes()
+    web.files[name] = gzip.compress(other) if packed else other
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fetching, "write_checksums", killed)
+        with pytest.raises(KeyboardInterrupt):
+            fetch("x", force=True)
+    assert path.read_bytes() == other
+    assert fetch("x")[0].state == "checked"
+    path.unlink()
+    assert fetch("x")[0].path.read_bytes() == other
+
+
+def test_what_a_killed_fetch_left_half_written_goes(here: Surroundings, web: Web) -> None:
+    offer(here, web)
+    (here.cache / "thing").mkdir(parents=True)
+    (here.cache / "thing" / ".thing.pt.4711.tmp").write_bytes(b"half")
+    fetched()
+    assert left(here) == WHOLE
+
+
 def test_a_date_will_do_where_there_is_no_etag(here: Surroundings, web: Web) -> None:
     offer(here, web)
     web.validators, web.date, web.cuts = False, "Thu, 26 Nov 2026 18:00:00 GMT", [100_000]
@@ -316,12 +373,82 @@ def test_a_date_will_do_where_there_is_no_etag(here: Surroundings, web: Web) -> 
     assert fetched(force=True).path.read_bytes() == CONTENT[::-1]
 
 
-def test_a_size_that_the_registry_did_not_expect_is_said(here: Surroundings, web: Web) -> None:
-    web.files["x.fvecs"] = bytes(200)
-    here.register(f"[datasets.x]\ndim = 4\nbase = {{ source = '{web.url('x.fvecs')}', count = 11 }}")
-    progress = Notes()
-    fetch("x", progress=progress)
-    assert progress.notes[0] == "x.fvecs has 200 bytes, by the registry's count, dim and dtype 220"
+ROWS = np.arange(80, dtype="<f4").reshape(20, 4)
+GOOD = np.array([20, 4], "<i4").tobytes() + ROWS.tobytes()
+WRONG = {
+    "longer": (GOOD + bytes(8), "the header says 20 x 4 float32, 328 bytes; there are 336"),
+    "cut": (GOOD[:100], "there are 100"),
+    "empty": (b"", "it is empty"),
+    "an error": (b"<Error>denied</Error", "negative D|implausible|the header says|D = "),
+    "another": (
+        np.array([10, 4], "<i4").tobytes() + ROWS[:10].tobytes(),
+        "it has 10 vectors of dimension 4, by the reg",
+    ),
+    "wider": (np.array([20, 2], "<i4").tobytes() + ROWS[:10].tobytes(), "20 vectors of dimension 2, by .* 20 of 4"),
+}
+
+
+@pytest.mark.parametrize("packed", ["", ".gz"])
+@pytest.mark.parametrize("wrong", WRONG)
+def test_what_is_not_the_file_of_the_registry_is_dropped(wrong: str, packed: str, here: Surroundings, web: Web) -> None:
+    def pack(content: bytes) -> bytes:
+        return gzip.compress(content) if packed else content
+
+    name = f"x.fbin{packed}"
+    here.register(f"[datasets.x]\ndim = 4\nbase = {{ source = '{web.url(name)}', count = 20 }}")
+    content, message = WRONG[wrong]
+    web.files[name], web.sizes = pack(content), False
+    with pytest.raises(DownloadError, match=rf"what came from http.*/{name} is not x.fbin \(.*({message}).*dropped"):
+        fetch("x")
+    assert [path.name for path in (here.cache / "x").iterdir()] == [".lock"]
+    web.files[name] = pack(GOOD)
+    assert fetch("x")[0].path.read_bytes() == GOOD
+    web.files[name] = pack(content)
+    with pytest.raises(DownloadError, match="is not x.fbin"):
+        fetch("x", force=True)
+    assert fetch("x")[0].state == "checked"  # the old file is still there
+    assert fetch("x")[0].path.read_bytes() == GOOD
+
+
+def test_nothing_is_not_a_file(here: Surroundings, web: Web, ftp: Ftp) -> None:
+    web.sizes = False
+    for server in (web, ftp):
+        offer(here, server, b"")
+        with pytest.raises(DownloadError, match=r"is not thing.pt \(it is empty\)"):
+            fetched()
+        offer(here, server)
+        assert fetched(force=True).sha256 == SHA
+
+
+def test_vectors_whose_count_nobody_knows_are_not_cut(here: Surroundings, web: Web, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", ROWS)
+    content = (tmp_path / "x.npy").read_bytes()
+    web.sizes = False
+    kinds = {
+        "data": "[datasets.data]\ndim = 4\nbase = '{}'\n",
+        "coarse": "[[files]]\nname = 'coarse'\nkind = 'centroids'\nsource = '{}'\n",
+    }
+    here.register("".join(text.format(web.url("x.npy")) for text in kinds.values()))
+    for name in kinds:
+        web.files["x.npy"] = content[:-1]
+        with pytest.raises(DownloadError, match=r"is not x.npy \(.*the header says 20 x 4 float32"):
+            fetch(name)
+        web.files["x.npy"] = content
+        assert fetch(name)[0].bytes == len(content)
+
+
+def test_a_format_that_nothing_tells_is_no_reason_to_refuse(here: Surroundings, web: Web) -> None:
+    web.files["x.bin"] = web.files["x.h5"] = GOOD
+    here.register(f"[datasets.x]\ndim = 4\nbase = '{web.url('x.bin')}'")
+    assert fetch("x")[0].bytes == len(GOOD)
+
+
+def test_a_packed_answer_is_not_the_file(here: Surroundings, web: Web) -> None:
+    offer(here, web, gzip.compress(CONTENT))
+    web.encoding = "gzip"
+    with pytest.raises(DownloadError, match=r"thing.pt: the server sends it packed \(gzip\)"):
+        fetched()
+    assert left(here) == {".lock"}
 
 
 def test_no_room(here: Surroundings, web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -353,7 +480,7 @@ def test_ctrl_c_keeps_what_has_come(here: Surroundings, web: Web) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         fetched(Impatient())
-    size = (here.cache / "thing" / "thing.npy.partial").stat().st_size
+    size = (here.cache / "thing" / "thing.pt.partial").stat().st_size
     assert 0 < size < len(CONTENT)
     assert fetched().path.read_bytes() == CONTENT
     assert web.asked_from[-1] == f"bytes={size}-"
@@ -380,12 +507,12 @@ def test_killed_between_download_and_its_place(here: Surroundings, web: Web) -> 
     offer(here, web)
     folder = here.cache / "thing"
     folder.mkdir(parents=True)
-    (folder / "thing.npy.download").write_bytes(CONTENT)
+    (folder / "thing.pt.download").write_bytes(CONTENT)
     assert fetched().sha256 == SHA
     assert web.requests == []
     assert left(here) == WHOLE
-    fetched().path.rename(folder / "thing.npy.download")
-    (folder / "thing.npy.download").write_bytes(b"other")
-    with pytest.raises(ChecksumError, match=r"thing.npy.download has the SHA-256"):
+    fetched().path.rename(folder / "thing.pt.download")
+    (folder / "thing.pt.download").write_bytes(b"other")
+    with pytest.raises(ChecksumError, match=r"thing.pt.download has the SHA-256"):
         fetched()
     assert fetched().sha256 == SHA

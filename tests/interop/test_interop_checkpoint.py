@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from qinco_core.codec.network import Network
@@ -85,6 +88,57 @@ def test_half_precision_and_a_scalar_in_brackets_are_read(tmp_path: Path) -> Non
     Network.from_arrays(model.config, model.tensors)
 
 
+def test_numbers_of_numpy_in_its_logs_are_no_obstacle(tmp_path: Path) -> None:
+    def change(content: Content) -> None:
+        content["logger"] = {"mse": np.float64(1.5), "curve": np.arange(3), "best": [np.float32(2)]}
+        content["parameters"]["M"] = np.int64(4)
+        content["optimizer"] = {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 0.1}]}
+
+    assert read_checkpoint(spoilt(tmp_path, change)).config.M == 4
+
+
+def test_statistics_and_other_forms_that_mean_the_same(tmp_path: Path) -> None:
+    def change(content: Content) -> None:
+        content["model"]["steps.0.xtarget_mean"] = torch.zeros(48)
+        content["model"]["steps.1.xtarget_var"] = "anything"
+        content["model"]["data_mean"] = content["model"]["data_mean"][None]
+
+    plain, found = read_checkpoint(MODELS / "ivf_q2.pt"), read_checkpoint(spoilt(tmp_path, change))
+    assert np.array_equal(found.tensors["mean"], plain.tensors["mean"])
+
+    def change_q1(content: Content) -> None:
+        content["model"]["data_mean"] = torch.tensor(1.0)  # QINCo1 has one number for all dimensions
+        content["parameters"]["A"] = 16
+
+    model = read_checkpoint(spoilt(tmp_path, change_q1, "q1"))
+    assert np.array_equal(model.tensors["mean"], np.ones(48))
+    assert model.search.A == 0
+
+
+@pytest.mark.parametrize("name", ["q2", "q2_noA"])
+def test_a_flipped_bit_is_noticed(name: str, tmp_path: Path) -> None:
+    content = bytearray((MODELS / f"{name}.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "flipped.pt").write_bytes(content)
+    with pytest.raises(ForeignFileError, match=r"damaged: .* does not have its checksum"):
+        detect(tmp_path / "flipped.pt")
+
+
+@given(place=st.floats(0, 1, exclude_max=True), value=st.integers(0, 255), cut=st.booleans(), old=st.booleans())
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_damage_is_never_anything_but_an_error_of_ours(
+    place: float, value: int, cut: bool, old: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "damaged.pt"
+    torch.save(published("q2_noA"), path, _use_new_zipfile_serialization=not old)
+    content = bytearray(path.read_bytes())
+    at = int(place * (len(content) if cut else min(len(content), 4000)))
+    content[at] = value
+    path.write_bytes(content[:at] if cut else content)
+    with contextlib.suppress(ForeignFileError):
+        read_checkpoint(path)
+
+
 @pytest.mark.parametrize("K", [2, 1024])
 def test_other_powers_of_two(K: int, tmp_path: Path) -> None:
     def change(content: Content) -> None:
@@ -123,7 +177,10 @@ def parameter(key: str, value: object) -> Callable[[Content], None]:
             "steps.1.codebook.weight holds NaN",
         ),
         (put("steps.1.codebook.weight", [1.0]), "steps.1.codebook.weight is a list, not a tensor"),
+        (put("steps.1.codebook.weight", torch.zeros(64, 48).to_sparse()), "steps.1.codebook.weight is a sparse"),
         (put("data_std", torch.tensor(0.0)), "data_std is 0"),
+        (parameter("B", 0), "B: "),
+        (parameter("A", -1), "A: "),
         (parameter("K", 60), "K = 60 is not a power of two"),
         (parameter("K", None), "parameters has no K"),
         (parameter("M", "four"), "M is 'four', not a whole number"),
@@ -161,7 +218,7 @@ def test_a_pickle_that_would_run_code_is_refused(how: str, tmp_path: Path) -> No
         path.write_bytes(pickle.dumps(content, protocol=2))
     else:
         torch.save(content, path, _use_new_zipfile_serialization=how == "torch")
-    with pytest.raises(ForeignFileError, match=r"pickle of whole Python objects .*would run their code"):
+    with pytest.raises(ForeignFileError, match=r"pickle of Python objects .*made by running code"):
         detect(path)
     assert not victim.exists()
 

@@ -87,7 +87,7 @@ def test_a_missing_part_is_named(db: Path, ivf_codec: Codec, tmp_path: Path) -> 
         ({"n_parts": 0, "K": 64, "M": 4, "D": 48}, "n_parts is 0, which cannot be"),
         ({"n_parts": 1.5, "K": 64, "M": 4, "D": 48}, "n_parts is float64 of shape"),
         ({"n_parts": np.array([1, 2]), "K": 64, "M": 4, "D": 48}, "n_parts is int64 of shape"),
-        ({"n_parts": np.array(1, object), "K": 64, "M": 4, "D": 48}, "n_parts cannot be read"),
+        ({"n_parts": np.array(1, object), "K": 64, "M": 4, "D": 48}, "cannot be read"),
     ],
 )
 def test_a_wrong_index_file(fields: dict[str, object], said: str, db: Path, ivf_codec: Codec, tmp_path: Path) -> None:
@@ -110,6 +110,34 @@ def test_a_wrong_index_file(fields: dict[str, object], said: str, db: Path, ivf_
 def test_a_wrong_part(codes: np.ndarray, said: str, db: Path, ivf_codec: Codec, tmp_path: Path) -> None:
     np.savez(db.with_name("ivf_db.part_0.npz"), codes=codes)
     refuse(db, ivf_codec, tmp_path, said, "ivf_db.part_0.npz")
+
+
+def test_an_export_replaces_all_of_an_earlier_one(db: Path, ivf_codec: Codec, tmp_path: Path) -> None:
+    bring(db, ivf_codec, tmp_path / "codes.h5")
+    out = tmp_path / "out" / "a[1].npz"
+
+    class Stop(Silent):
+        def advance(self, amount: float, **figures: float) -> None:
+            raise KeyboardInterrupt
+
+    with open_codes(tmp_path / "codes.h5") as codes:
+        export_codes(codes, out, part_rows=700, progress=Silent(), force=False)
+        files = export_codes(codes, out, part_rows=2000, progress=Silent(), force=True)
+        assert sorted(out.parent.iterdir()) == sorted(files)
+        with pytest.raises(KeyboardInterrupt):
+            export_codes(codes, out, part_rows=1000, progress=Stop(), force=True)
+    # nothing that could be taken for a whole set of codes
+    assert not out.exists()
+
+
+def test_a_flipped_bit_is_noticed(db: Path, ivf_codec: Codec, tmp_path: Path) -> None:
+    part = db.with_name("ivf_db.part_0.npz")
+    codes = np.load(part)["codes"]
+    np.savez(part, codes=codes)  # not compressed, so that nothing but the checksum tells
+    content = bytearray(part.read_bytes())
+    content[len(content) // 2] ^= 1
+    part.write_bytes(content)
+    refuse(db, ivf_codec, tmp_path, "does not have its checksum", "ivf_db.part_0.npz")
 
 
 def test_damaged_files(db: Path, ivf_codec: Codec, tmp_path: Path) -> None:

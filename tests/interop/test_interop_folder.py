@@ -24,7 +24,7 @@ from qinco_core.interop.detect import detect
 from qinco_core.interop.folder import export_folder
 from qinco_core.interop.models import import_model
 from qinco_core.interop.onnx import export_onnx
-from qinco_core.store import load_model, save_model
+from qinco_core.store import Parent, load_model, save_model
 
 MODELS = Path(__file__).parents[1] / "codec" / "golden"
 
@@ -88,6 +88,9 @@ def put(shared: Path, name: str, value: np.ndarray | None) -> None:
         (lambda s: put(s, "mean", None), "tensor mean is missing"),
         (lambda s: put(s, "extra", np.zeros(3, np.float32)), "tensor extra is unknown"),
         (lambda s: put(s, "mean", np.zeros(3, np.float32)), r"tensor mean has shape \(3,\), not \(48,\)"),
+        (lambda s: put(s, "mean", np.zeros(48, np.int32)), "the tensor mean is of int32, not of floats"),
+        (lambda s: edit(s, lambda d: d["training"].update(mse=float("nan"))), "is no JSON .*NaN"),
+        (lambda s: edit(s, lambda d: d.update(parents=[1])), "its parents are not kinds and fingerprints"),
         (lambda s: put(s, "mean", np.full(48, np.nan, np.float32)), "tensor mean holds NaN"),
         (lambda s: put(s, "mean", np.zeros(48, np.float32)), "not of one model, or were changed"),
         (lambda s: edit(s, lambda d: d.update(format="other")), 'its "format" is not "qinco"'),
@@ -128,6 +131,14 @@ def test_a_low_rank_becomes_a_whole_matrix(tmp_path: Path) -> None:
     assert model.config.rank == 0
     again, codes = Network.from_arrays(model.config, model.tensors), torch.randint(16, (9, 4))
     assert torch.allclose(again.decode(codes), network.decode(codes), atol=1e-5)
+
+
+def test_what_a_model_was_made_from_goes_along(ivf_codec: Codec, tmp_path: Path) -> None:
+    parents = (Parent("centroids", "0" * 32),)
+    arrays = ivf_codec.network.to_arrays()
+    save_model(tmp_path / "m.h5", ivf_codec.config, ivf_codec.search, arrays, training={}, parents=parents)
+    export_folder(load_model(tmp_path / "m.h5"), tmp_path / "m", force=False)
+    assert import_model(detect(tmp_path / "m"), tmp_path / "n.h5").parents == parents
 
 
 @pytest.mark.parametrize("sizes", [{"rank": 3}, {"groups": 2}, {"groups": 2, "opq": True}])

@@ -238,6 +238,16 @@ def test_the_other_metrics(metric: str, name: str, tmp_path: Path) -> None:
         np.testing.assert_allclose(file["distances"], expected, atol=1e-7)
 
 
+def test_the_cosine_of_a_vector_without_length_is_0(tmp_path: Path) -> None:
+    for file, array in (("b", np.array([[0.0, 0], [0, 2]])), ("q", np.array([[0.0, 1], [0, 0]]))):
+        np.save(tmp_path / f"{file}.npy", array)
+    np.save(tmp_path / "i.npy", np.array([[0, 1], [1, 0]]))
+    base, queries, truth = (open_vectors(tmp_path / f"{file}.npy") for file in "bqi")
+    pack_benchmark(base, queries, truth, tmp_path / "x.hdf5", distances=True, metric="cosine")
+    with h5py.File(tmp_path / "x.hdf5") as file:
+        np.testing.assert_array_equal(file["distances"], [[1, 0], [1, 1]])
+
+
 @pytest.mark.parametrize(
     ("format", "names"),
     [
@@ -296,5 +306,9 @@ def test_files_that_are_no_benchmark(tmp_path: Path, ann: Path) -> None:
     with h5py.File(tmp_path / "nan.hdf5", "w") as file:
         file["train"], file["test"] = ramp(3, 2, "<f4"), np.array([[np.nan, 0]])
     with pytest.raises(VectorFileError, match=r"nan.hdf5::test: row 0 .* NaN"):
-        unpack_benchmark(tmp_path / "nan.hdf5", tmp_path / "out")
+        unpack_benchmark(tmp_path / "nan.hdf5", tmp_path / "out" / "of" / "it")
     assert not (tmp_path / "out").exists()
+    (tmp_path / "kept").mkdir()
+    with pytest.raises(VectorFileError, match="NaN"):
+        unpack_benchmark(tmp_path / "nan.hdf5", tmp_path / "kept" / "a" / "b")
+    assert not list((tmp_path / "kept").iterdir())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
+from unittest import mock
 
 import h5py
 import numpy as np
@@ -12,7 +14,7 @@ from table_cases import STORAGES, save_table, table
 from vector_cases import ramp
 
 from qinco_core.errors import InputNotFoundError, UsageError, VectorFileError
-from qinco_core.vectors import read_ids
+from qinco_core.vectors import arrow, columns, read_ids
 
 IDS = np.array([7, 1 << 40, 0, 3, 3])
 COLUMNS = {"id": IDS, "x": np.ones(5), "more": IDS.astype("u1"), "text": ["a"] * 5}
@@ -80,6 +82,40 @@ def test_columns_that_are_no_ids(storage: str, tmp_path: Path) -> None:
     save_table(path, pa.table({"a": pa.array([1 << 63], pa.uint64())}))
     with pytest.raises(UsageError, match="ids are signed 64-bit"):
         read_ids(path)
+
+
+def test_ids_of_an_arrow_stream_take_their_own_memory_alone(tmp_path: Path) -> None:
+    rows = ramp(2000, 128, "<f4")  # a megabyte a batch
+    content = table(rows)
+    with pa.ipc.new_stream(tmp_path / "x.arrow", content.schema) as writer:
+        for _ in range(16):
+            writer.write_table(content, len(rows))
+    held: list[int] = []
+    before = pa.total_allocated_bytes()
+
+    def watched(*arguments: object) -> object:
+        held.append(pa.total_allocated_bytes() - before)
+        return columns.checked(*arguments)
+
+    with mock.patch.object(arrow, "checked", watched):
+        expect(tmp_path / "x.arrow", np.tile(np.arange(2000), 16))
+    assert len(held) == 16 and max(held) < 4 * rows.nbytes
+
+
+def header_of(shape: tuple[int, ...], descr: str = "<i8") -> bytes:
+    """An npy file of that header, and nothing after it."""
+    text = repr({"descr": descr, "fortran_order": False, "shape": shape}).encode().ljust(117) + b"\n"
+    return b"\x93NUMPY\x01\0" + len(text).to_bytes(2, "little") + text
+
+
+@pytest.mark.parametrize("shape", [(10**15,), (10**25,), (-1,), (3,)])
+def test_headers_of_ids_that_are_not_there(shape: tuple[int], tmp_path: Path) -> None:
+    (tmp_path / "x.npy").write_bytes(header_of(shape))
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr("ids.npy", header_of(shape))
+    for name in ("x.npy", "x.npz"):
+        with pytest.raises(VectorFileError, match=name):
+            read_ids(tmp_path / name)
 
 
 def test_files_that_are_no_ids(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def test_streams_read_as_files_do(format: str, dtype: str) -> None:
         handle = Trickle(encoded(array, format), data.draw(st.integers(1, 50)))
         stream = read_stream(handle, format, skip=skip, limit=limit)
         source: VectorSource = stream
-        assert (source.name, source.dim, stream.D, source.dtype) == ("<stdin>", D, D, array.dtype)
+        assert (source.name, source.dim, source.dtype) == ("<stdin>", D, array.dtype)
         assert source.count == (None if format.endswith("vecs") else len(expected))
         size = data.draw(st.integers(1, N + 1))
         blocks = list(stream.batches(size))

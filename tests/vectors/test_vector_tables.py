@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import zipfile
 from pathlib import Path
 from unittest import mock
 
@@ -161,6 +163,57 @@ def test_every_row_group_is_decoded_once_in_order_and_once_for_draws(tmp_path: P
             rows = rng.integers(20, 50, 30)
             np.testing.assert_array_equal(vectors.take(rows), array[rows])
         assert decoded == [2, 3, 4]
+
+
+def test_ranges_that_go_back_do_not_decode_a_row_group_each_time(tmp_path: Path) -> None:
+    array = ramp(60, 4, "<f4")
+    path = save_table(tmp_path / "x.parquet", table(array, "fixed"), 20)
+    decoded: list[int] = []
+    decode = parquet.ParquetRows._decode
+
+    def counting(rows: parquet.ParquetRows, group: int, end: int) -> object:
+        for piece in decode(rows, group, end):
+            decoded.append(len(piece))
+            yield piece
+
+    with (
+        mock.patch.object(parquet, "_PIECE_BYTES", 16),
+        mock.patch.object(parquet.ParquetRows, "_decode", counting),
+        open_vectors(path) as vectors,
+    ):
+        for start in range(59, -1, -1):
+            np.testing.assert_array_equal(vectors.read(start, start + 1), array[start : start + 1])
+        # each group once up to the first range, once into the temporary file, and its first piece
+        assert sum(decoded) <= 2 * len(array) + 3
+        for start, stop in ((15, 45), (30, 60), (0, 60)):
+            np.testing.assert_array_equal(vectors.read(start, stop), array[start:stop])
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_a_file_that_is_replaced_while_it_is_open(storage: str, tmp_path: Path) -> None:
+    array = ramp(30, 4, "<f4")
+    path = save_table(tmp_path / f"x.{storage}", table(array, "fixed"))
+    with open_vectors(path) as vectors:
+        facts = path.stat()
+        path.unlink()
+        save_table(path, table(array[::-1], "fixed"))
+        os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns + 1))
+        for read in (lambda: vectors.read(3, 9), lambda: vectors.take(np.array([4, 1]))) * 2:
+            if "lz4" in storage:  # unpacked when it was opened
+                assert read()[0, 0] in (array[3, 0], array[4, 0])
+                continue
+            with pytest.raises(VectorFileError, match=rf"x\.{storage} was replaced while it was read; run again"):
+                read()
+
+
+def test_several_columns_in_a_pipe(tmp_path: Path) -> None:
+    content = pa.table({"a": lists(ramp(3, 2, "<f4"), "list"), "b": lists(ramp(3, 4, "<i4"), "fixed")})
+    raw = save_table(tmp_path / "x.arrow", content).read_bytes()
+    with pytest.raises(
+        UsageError, match=r"<stdin> has several .*, a list<.*>, b fixed.*: send one of them alone"
+    ) as told:
+        read_stream(io.BytesIO(raw), "arrow")
+    assert "::" not in str(told.value)
 
 
 @pytest.mark.parametrize("storage", ["arrow", "feather"])
@@ -367,6 +420,22 @@ def test_damaged_archives(save: object, tmp_path: Path) -> None:
     path.write_bytes(ramp(50, 8, "<f4").tobytes())
     with pytest.raises(VectorFileError, match="cannot be read as npz"):
         open_vectors(path)
+
+
+def test_archives_packed_in_other_ways(tmp_path: Path) -> None:
+    array = ramp(200, 8, "<f4")
+    member = io.BytesIO()
+    np.save(member, array)
+    for method in (zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2):
+        path = tmp_path / f"{method}.npz"
+        with zipfile.ZipFile(path, "w", method) as archive:
+            archive.writestr("x.npy", member.getvalue())
+        np.testing.assert_array_equal(open_vectors(path).read(0, 200), array)
+        raw = bytearray(path.read_bytes())
+        for at in range(44, len(raw) - 100, 9):
+            path.write_bytes(raw[:at] + bytes([raw[at] ^ 0xFF]) + raw[at + 1 :])
+            with pytest.raises(VectorFileError, match=path.name):
+                open_vectors(path)
 
 
 @quick

@@ -1,0 +1,33 @@
+"""Zip files, which torch files and npz files are: their checksums, which their readers do not look at."""
+
+from __future__ import annotations
+
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+
+from qinco_core.errors import ForeignFileError
+
+# what zipfile raises on damaged archives
+DAMAGE = (
+    *(zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError),
+    *(RuntimeError, ValueError, LookupError, TypeError, ArithmeticError, MemoryError),
+)
+
+
+def check_zip(path: Path) -> None:
+    """Check that every part of a zip file has its checksum; a file of another kind is let pass.
+
+    Raises:
+        ForeignFileError: one has not, or the archive is damaged.
+    """
+    try:
+        if not zipfile.is_zipfile(path):
+            return
+        with zipfile.ZipFile(path) as archive:
+            wrong = archive.testzip()
+    except DAMAGE as error:
+        raise ForeignFileError(f"{path} is damaged ({error}): copy it again") from error
+    if wrong is not None:
+        raise ForeignFileError(f"{path} is damaged: {wrong} does not have its checksum: copy it again")
