@@ -71,7 +71,7 @@ def convert(
     marks = {"--queries": queries, "--groundtruth": groundtruth, "--distances": distances}
     started = time.perf_counter()
     if metric != "l2" and not any(marks.values()):
-        raise _usage("--metric is that of an ann-benchmarks file: give --queries and --groundtruth")
+        raise _usage("--metric is for making an ann-benchmarks file: leave it out, or give --queries and --groundtruth")
     with Console(quiet) as console:
         if any(marks.values()):
             _refuse("an ann-benchmarks file", {name: value for name, value in given.items() if name != "--dtype"})

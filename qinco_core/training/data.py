@@ -108,6 +108,18 @@ class TrainingData:
         return x, None if self.lists is None else self.lists[rows].long()
 
 
+def check_training(vectors: VectorFile, model: ModelConfig, config: TrainConfig) -> None:
+    """Read a file once, so that what would end a run later on ends it before it starts.
+
+    Raises:
+        UsageError: too few vectors, or all of them are equal.
+        VectorFileError: damaged, or NaN or infinity.
+    """
+    data = TrainingData(vectors, model, config)
+    normalisation(data.train, model.rules)
+    data.check_val()
+
+
 def normalisation(vectors: VectorFile, rules: str) -> tuple[Tensor, Tensor]:
     """The mean [D] and the scalar std that inputs are normalised by, in one pass (method §2, §5)."""
     N, D = vectors.shape

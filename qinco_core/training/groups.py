@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qinco_core.codec.precision import Plan
+from qinco_core.errors import UsageError
 from qinco_core.optional import import_faiss
 from qinco_core.store.artifact import digest
 from qinco_core.vectors import VectorFile
@@ -78,10 +79,16 @@ def learn_rotation(vectors: VectorFile, n: int, seed: int, plan: Plan) -> Rotati
 
     Raises:
         DependencyError: Faiss is not installed.
+        UsageError: there are fewer vectors than dimensions.
     """
     faiss = import_faiss()
     random = np.random.default_rng(seed)
     N, D = vectors.shape
+    if N < D:  # Faiss would write beyond its memory
+        raise UsageError(
+            f"OPQ learns a rotation of D = {D} dimensions from as many vectors or more, but {vectors.name} has {N} to "
+            "learn from: give more vectors, or leave --opq out"
+        )
     rows = np.arange(N) if N <= _SAMPLE else np.sort(random.choice(N, _SAMPLE, replace=False))
     x = vectors.take(rows).astype(np.float32)
     bits = max(1, min(8, int(math.log2(max(1, len(rows) / _PER_CENTROID)))))

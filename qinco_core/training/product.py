@@ -20,9 +20,10 @@ from qinco_core.codec.product import ProductNetwork
 from qinco_core.config import EncodeConfig, ModelConfig, TrainConfig, validation_size
 from qinco_core.progress import Progress, Silent
 from qinco_core.store import save_checkpoint
+from qinco_core.training.data import check_training
 from qinco_core.training.groups import Rotation, group_vectors, learn_rotation
 from qinco_core.training.log import TrainingLog
-from qinco_core.training.state import load_run, run_identity
+from qinco_core.training.state import forget, group_file, load_run, run_identity
 from qinco_core.training.trainer import Trained, train
 from qinco_core.vectors import VectorFile
 
@@ -50,12 +51,15 @@ def train_product(
     if resume:
         run.restore(model.part)
     else:
-        run.start(_rotation(vectors, model, config, plan, progress), model.groups)
+        learned = _rotation(vectors, model, config, plan, progress)
+        for g in range(model.groups):
+            check_training(group_vectors(vectors, g, model.groups, learned), model.part, config)
+        run.start(learned)
     each = config if config.seconds is None else config.model_copy(update={"seconds": config.seconds / model.groups})
     for g in range(len(run.parts), model.groups):
         progress.note(f"group {g + 1} of {model.groups}")
         log.group = g
-        file = run.group_file(g)
+        file = group_file(checkpoint, g)
         found = train(
             group_vectors(vectors, g, model.groups, run.rotation),
             model.part,
@@ -95,14 +99,9 @@ class _Groups:
         self.figures: list[dict[str, Any]] = []
         self._checkpoint, self._identity = checkpoint, identity
 
-    def group_file(self, g: int) -> Path:
-        """The checkpoint of group g in training."""
-        return self._checkpoint.with_name(f"{self._checkpoint.stem}.group{g}{self._checkpoint.suffix}")
-
-    def start(self, rotation: Rotation | None, groups: int) -> None:
+    def start(self, rotation: Rotation | None) -> None:
         """Begin a run, which replaces any other."""
-        for g in range(groups):
-            self.group_file(g).unlink(missing_ok=True)
+        forget(self._checkpoint)
         self.rotation = rotation
         self._save()
 
@@ -119,7 +118,7 @@ class _Groups:
             prefix = f"parts.{g}."
             tensors = {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}
             self.parts.append(Network.from_arrays(part, tensors))
-            self.group_file(g).unlink(missing_ok=True)
+            group_file(self._checkpoint, g).unlink(missing_ok=True)
 
     def add(self, trained: Trained) -> None:
         """Keep the next group, which is finished."""
@@ -127,7 +126,7 @@ class _Groups:
         self.parts.append(trained.network)
         self.figures.append(trained.figures)
         self._save()
-        self.group_file(len(self.parts) - 1).unlink(missing_ok=True)
+        group_file(self._checkpoint, len(self.parts) - 1).unlink(missing_ok=True)
 
     def _save(self) -> None:
         arrays: dict[str, NDArray[np.float32]] = {} if self.rotation is None else {"rotation": self.rotation}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,18 @@ def new_state(network: Network, config: TrainConfig) -> State:
     optimizer = kind(parameters, lr=0.0, weight_decay=config.weight_decay, fused=True)
     usage = torch.zeros(network.config.M, network.config.K, dtype=torch.int64)
     return State(network, optimizer, torch.Generator().manual_seed(config.seed), usage)
+
+
+def group_file(checkpoint: Path, g: int) -> Path:
+    """The checkpoint of group g of a product model in training, beside that of the model."""
+    return checkpoint.with_name(f"{checkpoint.stem}.group{g}{checkpoint.suffix}")
+
+
+def forget(checkpoint: Path) -> None:
+    """Remove the checkpoint of a run that another replaces, with those of its groups."""
+    for path in checkpoint.parent.glob(f"{glob.escape(checkpoint.stem)}.group*{glob.escape(checkpoint.suffix)}"):
+        path.unlink(missing_ok=True)
+    checkpoint.unlink(missing_ok=True)
 
 
 def save(state: State, path: Path, identity: dict[str, Any]) -> None:

@@ -32,7 +32,7 @@ from qinco_core.training.gradients import accumulate_gradients
 from qinco_core.training.initialise import initialise
 from qinco_core.training.log import TrainingLog
 from qinco_core.training.schedule import Budget, peak_rate, rate
-from qinco_core.training.state import State, new_state, restore, run_identity, save
+from qinco_core.training.state import State, forget, new_state, restore, run_identity, save
 from qinco_core.vectors import VectorFile
 
 # validation between rounds looks at so many vectors at most, through a beam of at most this width, and at
@@ -138,7 +138,7 @@ class Run:
         network, config = self.state.network, self.config
         mean, std = normalisation(self.data.train, network.config.rules)
         self.data.check_val()
-        self.checkpoint.unlink(missing_ok=True)  # of a run that this one replaces
+        forget(self.checkpoint)
         self.state.position.plan = str(self.plan)
         network.mean.copy_(mean)
         network.std.copy_(std)

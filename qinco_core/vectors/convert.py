@@ -31,7 +31,9 @@ _MAX_INT32 = np.iinfo(np.int32).max
 def _cosines(x: Array, q: Array) -> Array:
     """Those of vectors [b, k, D] and queries [b, 1, D]; 0 where one has length 0, as for `exact_neighbors`."""
     lengths = np.linalg.norm(x, axis=-1) * np.linalg.norm(q, axis=-1)
-    return np.divide((x * q).sum(-1), lengths, out=np.zeros_like(lengths), where=lengths > 0)
+    cosines = np.zeros_like(lengths)
+    np.divide((x * q).sum(-1), lengths, out=cosines, where=lengths > 0)
+    return cosines
 
 
 # what ann-benchmarks calls the metrics, and its distances of vectors [b, k, D] to queries [b, 1, D]

@@ -121,7 +121,7 @@ def test_a_failure_nobody_foresaw_is_one_line_too(monkeypatch):
         ["train", LEARN, "--preset", "qinco2-XS", "--limit", 3000, "--dry-run", "-o", "{tmp}/m.h5"],
         ["encode", BASE, "--model", "{model}", "--dry-run", "-o", "{tmp}/c.h5"],
         ["encode", BASE, "--model", "{model}", "--limit", 100, "-o", "{tmp}/c.h5"],
-        ["decode", "{codes}", "--model", "{model}", "--dry-run", "-o", "{tmp}/x.npy"],
+        ["decode", "{codes}", "--model", "{model}", "--dry-run", "-o", "{tmp}/new/x.npy"],
         ["decode", "{codes}", "--model", "{model}", "-o", "{tmp}/x.npy"],
         ["eval", BASE, "--model", "{model}", "--limit", 100],
     ],

@@ -86,27 +86,17 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if content is None:
             self._refuse(404)
             return
-        etag = f'"{hashlib.md5(content).hexdigest()}"'
+        etag = _etag(content)
         start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and web.ranges else 0
         if web.heeds_if_range and self.headers.get("If-Range") not in (None, web.date or etag):
             start = 0
-        if start >= len(content):
+        if start and start >= len(content):
             self._refuse(416)
             return
         self.send_response(206 if start or web.unasked else 200)
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        elif web.unasked:
-            self.send_header("Content-Range", web.unasked)
-        tells = web.parts_tell or not start
-        told = {"Last-Modified": web.date, "Content-Type": web.kind, "Content-Encoding": web.encoding}
-        for name, value in (told | {"ETag": etag if web.validators and tells else None}).items():
+        for name, value in _told(web, content, start).items():
             if value:
                 self.send_header(name, value)
-        if web.sizes:
-            self.send_header("Content-Length", str(len(content) - start))
-        else:
-            self.send_header("Connection", "close")
         self.end_headers()
         if body:
             self._send(content[start:], web)
@@ -119,6 +109,24 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(content)
             while web.stalls:
                 time.sleep(0.01)
+
+
+def _etag(content: bytes) -> str:
+    return f'"{hashlib.md5(content).hexdigest()}"'
+
+
+def _told(web: Web, content: bytes, start: int) -> dict[str, str | None]:
+    """The headers of an answer."""
+    tells = web.validators and (web.parts_tell or not start)
+    return {
+        "Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}" if start else web.unasked,
+        "Content-Length": str(len(content) - start) if web.sizes else None,
+        "Connection": None if web.sizes else "close",
+        "ETag": _etag(content) if tells else None,
+        "Last-Modified": web.date,
+        "Content-Type": web.kind,
+        "Content-Encoding": web.encoding,
+    }
 
 
 class _Server(http.server.ThreadingHTTPServer):

@@ -87,14 +87,14 @@ def test_an_existing_folder_of_that_name_wins(tmp_path: Path, monkeypatch: pytes
     for name in ("sift", "deep10M"):  # a data set, and nearly one
         write_vectors(tmp_path / name / "part-0.parquet", np.zeros((2, 3), np.float32))
         assert open_named(name, "base").shape == (2, 3)
-        assert open_named(f"{name}::vectors", "base").shape == (2, 3)
+        assert open_named(f"{name}::embedding", "base").shape == (2, 3)
         assert find_dataset(name) is None
 
 
 def test_a_data_set_can_be_a_folder(here: Surroundings, tmp_path: Path) -> None:
     for name, rows in {"a": ROWS[:3], "b": ROWS[3:]}.items():
         write_vectors(tmp_path / "products" / f"part-{name}.parquet", rows)
-    here.register("[datasets.mine]\ndim = 4\nbase = { source = 'products', key = 'vectors', limit = 5 }")
+    here.register("[datasets.mine]\ndim = 4\nbase = { source = 'products', key = 'embedding', limit = 5 }")
     np.testing.assert_array_equal(dataset("mine").base().read(0, 5), ROWS[:5])
     (one,) = fetch("mine")
     assert (one.path, one.state) == (tmp_path / "products", "local")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from servers import Ftp, Surroundings, Web, serve_http
 
-from qinco_core.datasets import Fetched, Patience, fetch, fetching
+from qinco_core.datasets import Fetched, fetch, fetching
 from qinco_core.datasets.cache import locked
 from qinco_core.errors import ChecksumError, DownloadError, StorageError
 from qinco_core.progress import Silent
@@ -159,17 +159,20 @@ def test_without_validators_halves_are_not_put_together_unless_a_digest_is_known
 
 def test_a_part_that_tells_nothing_is_of_another_file(here: Surroundings, web: Web) -> None:
     offer(here, web)
-    web.heeds_if_range, web.parts_tell, web.cuts = False, False, [100_000]
-    with pytest.raises(DownloadError):
-        fetched(patience=Patience(retries=0))
     changed = CONTENT[::-1]
-    offer(here, web, changed)
-    assert fetched().path.read_bytes() == changed
+
+    class Replaced(Notes):
+        def note(self, text: str) -> None:
+            super().note(text)
+            web.files["thing.pt"] = changed
+
+    web.heeds_if_range, web.parts_tell, web.cuts = False, False, [100_000]
+    assert fetched(Replaced()).path.read_bytes() == changed
     # unless the digest of the whole will tell
     offer(here, web, changed, sha256=hashlib.sha256(changed).hexdigest())
     web.cuts = [100_000]
     assert fetched(force=True).path.read_bytes() == changed
-    assert web.asked_from[-1] == "bytes=100000-"
+    assert web.asked_from == [None, "bytes=100000-", None, None, "bytes=100000-"]
 
 
 def test_a_part_that_nobody_asked_for(here: Surroundings, web: Web) -> None:
@@ -379,7 +382,7 @@ WRONG = {
     "longer": (GOOD + bytes(8), "the header says 20 x 4 float32, 328 bytes; there are 336"),
     "cut": (GOOD[:100], "there are 100"),
     "empty": (b"", "it is empty"),
-    "an error": (b"<Error>denied</Error", "negative D|implausible|the header says|D = "),
+    "an error": (b"<Error>denied</Error", "the header says"),
     "another": (
         np.array([10, 4], "<i4").tobytes() + ROWS[:10].tobytes(),
         "it has 10 vectors of dimension 4, by the reg",
@@ -404,7 +407,7 @@ def test_what_is_not_the_file_of_the_registry_is_dropped(wrong: str, packed: str
     web.files[name] = pack(GOOD)
     assert fetch("x")[0].path.read_bytes() == GOOD
     web.files[name] = pack(content)
-    with pytest.raises(DownloadError, match="is not x.fbin"):
+    with pytest.raises(DownloadError, match=r"is not x.fbin"):
         fetch("x", force=True)
     assert fetch("x")[0].state == "checked"  # the old file is still there
     assert fetch("x")[0].path.read_bytes() == GOOD

@@ -154,6 +154,41 @@ def test_starting_over_leaves_nothing_of_the_run_before(learn: Path, tmp_path: P
     assert same(run(learn, checkpoint=checkpoint, resume=True), undisturbed)
 
 
+def test_nothing_is_left_of_groups_that_are_no_more(learn: Path, tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        run(
+            learn,
+            GROUPS | {"groups": 4},
+            checkpoint=tmp_path / "m.h5",
+            stop=stop_after(2 * (KMEANS // 2 + BATCHES) + KMEANS),
+        )
+    assert list(tmp_path.glob("m.group*.h5"))
+    run(learn, TINY, checkpoint=tmp_path / "m.h5", force=True).save(tmp_path / "model.h5")
+    assert sorted(path.name for path in tmp_path.glob("*.h5")) == ["model.h5"]
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "said"), [(3, np.nan, "row 3"), (3990, np.inf, "row 3990"), (None, 7, "all entries")]
+)
+def test_what_is_wrong_with_a_late_group_is_said_at_once(
+    place: int | None, value: float, said: str, learn: Path, tmp_path: Path
+) -> None:
+    with open_vectors(learn) as file:
+        v = file.read(0, 4000).astype(np.float32)
+    v[slice(None) if place is None else place, 64:] = value
+    np.save(tmp_path / "v.npy", v)
+    with pytest.raises((VectorFileError, UsageError), match=said):
+        run(tmp_path / "v.npy", checkpoint=tmp_path / "m.h5", log=tmp_path / "log" / "l.jsonl")
+    assert not list(tmp_path.glob("m*.h5"))
+
+
+def test_a_rotation_wants_as_many_vectors_as_dimensions(learn: Path) -> None:
+    with open_vectors(learn, limit=127) as few, pytest.raises(UsageError, match=r"D = 128 dimensions .* has 127"):
+        learn_rotation(few, 2, 0, plan("cpu", "float32", 1))
+    with open_vectors(learn, limit=128) as enough:
+        assert learn_rotation(enough, 2, 0, plan("cpu", "float32", 1)).shape == (128, 128)
+
+
 def test_the_log_says_which_group(learn: Path, tmp_path: Path) -> None:
     run(learn, epochs=1, log=tmp_path / "log.jsonl", tensorboard=tmp_path / "tb")
     events = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]

@@ -201,3 +201,12 @@ def test_wrong_calls(options: dict[str, object], tmp_path: Path) -> None:
 def test_a_full_disk_is_told_as_such() -> None:
     with Path("/dev/full").open("wb", buffering=0) as full, pytest.raises(StorageError, match="no room left"):
         write_vectors(full, ramp(3, 5, "<f4"), format="fvecs")
+
+
+def test_names_as_long_as_they_may_be(tmp_path: Path) -> None:
+    array = ramp(3, 2, "<f4")
+    for name in ("n" * 251 + ".npy", "ü" * 125 + ".npy"):
+        write_vectors(tmp_path / name, array)
+        np.testing.assert_array_equal(np.load(tmp_path / name), array)
+    with pytest.raises(StorageError, match="File name too long.*choose another output"):
+        write_vectors(tmp_path / ("n" * 252 + ".npy"), array)
