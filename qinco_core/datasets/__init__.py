@@ -1,7 +1,8 @@
 """Data sets and published files by name.
 
 - `registry`: what has a name (`published.toml`, and the user's own files); `named`: names where files are asked for
-- `fetching`: into the cache, checked; `transfer`, `remote`: downloads that go on; `unpack`: gz, tar
+- `fetching`: into the cache, checked; `transfer`, `remote`: downloads that go on; `unpack`: gz, tar; `received`:
+  whether what came is the file
 - `cache`: where files lie, and their digests
 """
 

@@ -84,9 +84,9 @@ class FileSpec(Frozen):
         scheme, separator, _ = self.source.partition("://")
         if separator and scheme not in _SCHEMES:
             raise ValueError(f"source: {self.source} cannot be fetched; there are {', '.join(_SCHEMES)}, and paths")
-        if self.remote and not (urlsplit(self.source).hostname and self.name):
-            raise ValueError(f"source: {self.source} names no file on a server")
         _check_source(self.source, self.remote)
+        if self.remote and not (_server(self.source) and self.name):
+            raise ValueError(f"source: {self.source} names no file on a server")
         if self.tar and self.member is None:
             raise ValueError(f"member: say which file of the archive {self.name} it is")
         if self.member is not None and not (self.tar and PurePosixPath(self.member).name):
@@ -139,18 +139,14 @@ class FileSpec(Frozen):
 
 
 def _check_source(source: str, remote: bool) -> None:
-    """Refuse what no file can be had from.
+    """Refuse control characters and, in a path, `::` and a user that there is not.
 
     Raises:
-        ValueError: control characters, `::`, a port or a user that cannot be.
+        ValueError: the source has one of these.
     """
     if any(unicodedata.category(c) == "Cc" for c in (unquote(source) if remote else source)):
         raise ValueError(f"source: {source!r} has control characters")
     if remote:
-        try:
-            urlsplit(source).port
-        except ValueError as error:
-            raise ValueError(f"source: {source}: {error}") from error
         return
     if "::" in source:
         raise ValueError(f"source: {source}: name what is in the file with key, not with ::")
@@ -158,6 +154,14 @@ def _check_source(source: str, remote: bool) -> None:
         Path(source).expanduser()
     except RuntimeError as error:
         raise ValueError(f"source: {source}: there is no such user") from error
+
+
+def _server(source: str) -> bool:
+    """Whether an address has a server, and a port that can be."""
+    try:
+        return bool(urlsplit(source).hostname) and urlsplit(source).port != 0
+    except ValueError:
+        return False
 
 
 class SetSpec(Frozen):

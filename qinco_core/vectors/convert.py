@@ -30,8 +30,8 @@ _MAX_INT32 = np.iinfo(np.int32).max
 
 def _cosines(x: Array, q: Array) -> Array:
     """Those of vectors [b, k, D] and queries [b, 1, D]; 0 where one has length 0, as for `exact_neighbors`."""
-    lengths = np.linalg.norm(x, axis=-1) * np.linalg.norm(q, axis=-1)
-    cosines = np.zeros_like(lengths)
+    lengths: Array = np.linalg.norm(x, axis=-1) * np.linalg.norm(q, axis=-1)
+    cosines: Array = np.zeros_like(lengths)
     np.divide((x * q).sum(-1), lengths, out=cosines, where=lengths > 0)
     return cosines
 

@@ -208,5 +208,5 @@ def test_names_as_long_as_they_may_be(tmp_path: Path) -> None:
     for name in ("n" * 251 + ".npy", "ü" * 125 + ".npy"):
         write_vectors(tmp_path / name, array)
         np.testing.assert_array_equal(np.load(tmp_path / name), array)
-    with pytest.raises(StorageError, match="File name too long.*choose another output"):
+    with pytest.raises(StorageError, match=r"File name too long.*choose another output"):
         write_vectors(tmp_path / ("n" * 252 + ".npy"), array)
