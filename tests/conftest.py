@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 from pathlib import Path
 
 import pytest
 
 from qinco_core.api import Codec
+from qinco_core.codec.network import Network
+from qinco_core.codec.precision import plan
 from qinco_core.index.centroids import train_centroids
 from qinco_core.index.index import Index
 from qinco_core.index.pairwise_fit import FitConfig, Part, fit_pairwise
 from qinco_core.jobs import Rows, encode_to_artifact
 from qinco_core.progress import Silent
-from qinco_core.store import Store, save_centroids
+from qinco_core.store import Store, load_model, save_centroids
 from qinco_core.vectors import open_vectors
 
 DATA = Path(__file__).parent.parent / "examples" / "data"
@@ -24,16 +28,26 @@ def sift_learn() -> Path:
 
 
 @pytest.fixture(scope="session")
-def trained(sift_learn: Path) -> Codec:
-    """A qinco2-XS with 8 symbols of 64 codewords, after a few seconds of training."""
-    with open_vectors(sift_learn, limit=22_000) as vectors:
-        return Codec.train(
-            vectors,
-            preset_name="qinco2-XS",
-            epochs=8,
-            changes={"K": 64, "A": 8, "B": 8},
-            training={"val": 2000, "kmeans_iterations": 5},
-        )
+def trained(sift_learn: Path, tmp_path_factory: pytest.TempPathFactory) -> Codec:
+    """A qinco2-XS with 8 symbols of 64 codewords, after half a minute of training by one of the tests' processes."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    path = shared / "trained.h5"
+    with (shared / "trained.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            with open_vectors(sift_learn, limit=22_000) as vectors:
+                Codec.train(
+                    vectors,
+                    preset_name="qinco2-XS",
+                    epochs=6,
+                    changes={"K": 64, "A": 8, "B": 8},
+                    training={"val": 2000, "kmeans_iterations": 5},
+                ).save(path)
+    stored = load_model(path)
+    network = Network.from_arrays(stored.config, stored.tensors)
+    return Codec(network, stored.encode, plan=plan("auto", "auto", None), training=stored.training)
 
 
 @pytest.fixture(scope="session")
