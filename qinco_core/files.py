@@ -89,7 +89,8 @@ def atomic_output(path: str | Path, *, force: bool = False) -> Iterator[Path]:
             yield temporary
             commit(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a read-only disk refuses that too, and the error on its way says more
+            temporary.unlink(missing_ok=True)
 
 
 def _temporary_name(name: str) -> str:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from qinco_core.codec.packing import pack, unpack
 from qinco_core.config import ModelConfig
 from qinco_core.errors import ForeignFileError, LineageError
-from qinco_core.files import atomic_output, check_output, existing_file
+from qinco_core.files import atomic_output, check_output, existing_file, storage_errors
 from qinco_core.interop.zips import DAMAGE, check_zip
 from qinco_core.progress import Progress
 from qinco_core.store import CodeRows, CodesFile, CodesSpec, Header, create_codes
@@ -137,7 +137,8 @@ def export_codes(
     for path in (*parts, out):
         check_output(path, force=force)
     progress.begin("exporting", count, "codes")
-    out.unlink(missing_ok=True)  # of an earlier export, which is no more whole from here on
+    with storage_errors(out):
+        out.unlink(missing_ok=True)  # of an earlier export, which is no more whole from here on
     written: list[Path] = []
     try:
         for number, path in enumerate(parts):

@@ -7,6 +7,7 @@ artifact with the same fingerprint, which codes of the model fit.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -42,6 +43,7 @@ def export_folder(stored: StoredModel, folder: str | Path, *, force: bool) -> tu
         StorageError: the disk is full or read-only.
     """
     folder = Path(folder)
+    new = not folder.exists()
     described = {
         "format": _FORMAT,
         "format_version": _VERSION,
@@ -60,9 +62,14 @@ def export_folder(stored: StoredModel, folder: str | Path, *, force: bool) -> tu
     }
     paths = [check_output(folder / name, force=force) for name in contents]
     # the configuration has the fingerprint, so it is the last: halves of two models are noticed
-    for path, content in zip(paths, contents.values(), strict=True):
-        with atomic_output(path, force=force) as temporary:
-            temporary.write_bytes(content)
+    try:
+        for path, content in zip(paths, contents.values(), strict=True):
+            with atomic_output(path, force=force) as temporary:
+                temporary.write_bytes(content)
+    except BaseException:
+        if new:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
     return tuple(paths)
 
 

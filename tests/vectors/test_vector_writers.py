@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from vector_cases import DATA, FIXED, quick, ramp, raw, tables
 
 from qinco_core.errors import DimensionError, OutputExistsError, StorageError, UsageError, VectorFileError
+from qinco_core.files import atomic_output
 from qinco_core.vectors import open_vectors, open_writer, read_stream, write_vectors
 
 WRITTEN = [*FIXED.items(), *(("npy", t) for t in ("<f2", "<f4", "<f8", "u1", "i1", "<i4", "<i8"))]
@@ -210,3 +212,14 @@ def test_names_as_long_as_they_may_be(tmp_path: Path) -> None:
         np.testing.assert_array_equal(np.load(tmp_path / name), array)
     with pytest.raises(StorageError, match=r"File name too long.*choose another output"):
         write_vectors(tmp_path / ("n" * 252 + ".npy"), array)
+
+
+def test_a_read_only_disk_is_said_although_it_refuses_to_tidy_up_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(StorageError, match=r"x\.npy cannot be written here"), atomic_output(tmp_path / "x.npy"):
+        refuse()
