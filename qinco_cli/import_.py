@@ -50,7 +50,6 @@ def import_(
     from qinco_cli.console import Console, print_json
     from qinco_core.datasets import published_file
     from qinco_core.errors import UsageError
-    from qinco_core.files import check_output
     from qinco_core.interop.detect import detect
     from qinco_core.interop.transfer import import_file
     from qinco_core.store import Store
@@ -63,7 +62,7 @@ def import_(
         raise UsageError(f"--name names codes, but {found.path} is a {found.kind}: say where with -o FILE")
     if model is not None and found.kind not in ("codes", "pairwise"):
         raise UsageError(f"--model is the model of codes or a pairwise decoder, but {found.path} is a {found.kind}")
-    target = check_output(out or _place(found, name, place), force=force)
+    target = out or _place(found, name, place)
     with Console(quiet) as console:
         made = import_file(found, target, model=model or place.model, progress=console, force=force)
         console.note(f"wrote {target}: {made.about}")

@@ -6,7 +6,6 @@ import io
 import pickle
 import pickletools
 import re
-import struct
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,13 +18,10 @@ from torch import Tensor
 
 from qinco_core.errors import ForeignFileError
 from qinco_core.files import atomic_output, existing_file
-from qinco_core.interop.zips import check_zip
+from qinco_core.interop.zips import DAMAGE, check_zip
 
 # torch's reader interprets the file's bytes, and damaged ones make it raise nearly anything
-_DAMAGE = (
-    *(pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, OSError),
-    *(AssertionError, ArithmeticError, MemoryError, struct.error),
-)
+_DAMAGE = (*DAMAGE, pickle.UnpicklingError, AttributeError, AssertionError)
 # numbers and arrays of numpy, which logs and schedulers are full of: data, though torch does not count them as such
 _SCALAR, _ARRAY = np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0]
 _PLAIN: list[Any] = [

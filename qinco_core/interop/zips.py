@@ -14,17 +14,24 @@ DAMAGE = (
     *(zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError),
     *(RuntimeError, ValueError, LookupError, TypeError, ArithmeticError, MemoryError),
 )
+_MAGIC = b"PK\x03\x04"
 
 
 def check_zip(path: Path) -> None:
     """Check that every part of a zip file has its checksum; a file of another kind is let pass.
 
     Raises:
-        ForeignFileError: one has not, or the archive is damaged.
+        ForeignFileError: one has not, or the file is damaged, cut or empty.
     """
+    with path.open("rb") as handle:
+        head = handle.read(len(_MAGIC))
+    if not head:
+        raise ForeignFileError(f"{path} is empty: copy it again")
+    if not zipfile.is_zipfile(path):
+        if head == _MAGIC:
+            raise ForeignFileError(f"{path} was cut, its end is missing: copy it again")
+        return
     try:
-        if not zipfile.is_zipfile(path):
-            return
         with zipfile.ZipFile(path) as archive:
             wrong = archive.testzip()
     except DAMAGE as error:

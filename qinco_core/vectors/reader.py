@@ -75,7 +75,8 @@ class VectorFile:
         """
         check_range(start, stop, len(self), self.name)
         start, stop = self._start + start, self._start + stop
-        return _checked(self._open_rows(), self._open_rows().fetch(start, stop), range(start, stop))
+        opened = self._open_rows()
+        return _checked(opened, opened.fetch(start, stop), range(start, stop))
 
     def take(self, rows: Array) -> Array:
         """The rows of those numbers (integers [n], any order, repeats allowed) as a fresh [n, D] array.
@@ -89,7 +90,8 @@ class VectorFile:
             return self.read(0, 0)
         check_range(int(rows.min()), int(rows.max()) + 1, len(self), self.name)
         rows = rows + self._start
-        return _checked(self._open_rows(), self._open_rows().gather(rows), rows)
+        opened = self._open_rows()
+        return _checked(opened, opened.gather(rows), rows)
 
     def batches(self, size: int) -> Iterator[Array]:
         """All vectors in order, [n, D] at a time with n = `size` but for the last.

@@ -144,10 +144,10 @@ def test_damaged_files(db: Path, ivf_codec: Codec, tmp_path: Path) -> None:
     part = db.with_name("ivf_db.part_0.npz")
     whole = part.read_bytes()
     part.write_bytes(whole[: len(whole) // 2])
-    refuse(db, ivf_codec, tmp_path, "", "ivf_db.part_0.npz")
+    refuse(db, ivf_codec, tmp_path, "was cut", "ivf_db.part_0.npz")
     part.write_bytes(whole)
     db.write_bytes(db.read_bytes()[:100])
-    refuse(db, ivf_codec, tmp_path, "cannot be read")
+    refuse(db, ivf_codec, tmp_path, "was cut")
 
 
 def refuse(db: Path, codec: Codec, tmp_path: Path, said: str, name: str = "ivf_db.npz") -> None:
