@@ -32,13 +32,13 @@ def existing_file(path: str | Path) -> Path:
 
 
 def check_output(path: str | Path, *, force: bool, dry_run: bool = False) -> Path:
-    """The path, checked to be free to write to before any work starts; its folder is made.
+    """The path, checked to be free to write to before any work starts; nothing is made.
 
-    In a dry run no folder is made, and a file that exists is no obstacle.
+    In a dry run a file that exists is no obstacle.
 
     Raises:
         OutputExistsError: it exists and `force` is false, or it is a directory.
-        StorageError: its folder cannot be made.
+        StorageError: its folder cannot be made or written to.
     """
     path = Path(path)
     with storage_errors(path):
@@ -49,9 +49,28 @@ def check_output(path: str | Path, *, force: bool, dry_run: bool = False) -> Pat
         nearest = next((folder for folder in path.parents if os.path.lexists(folder)), path.parent)
         if not nearest.is_dir():
             raise StorageError(f"{path} would lie inside a file, not a folder; choose another output")
-        if not dry_run:
-            path.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise StorageError(f"{path} cannot be written here ({nearest} is read-only); choose another output")
     return path
+
+
+@contextlib.contextmanager
+def folder_for(path: Path) -> Iterator[None]:
+    """Make the folder of a file, with those around it; what was not there before goes again when the block fails.
+
+    Raises:
+        StorageError: the disk is full or read-only.
+    """
+    missing = [folder for folder in path.parents if not folder.exists()]
+    try:
+        with storage_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # one that others have put something into stays
+            for folder in missing:
+                folder.rmdir()
+        raise
 
 
 @contextlib.contextmanager
@@ -84,13 +103,14 @@ def atomic_output(path: str | Path, *, force: bool = False) -> Iterator[Path]:
     """
     path = check_output(path, force=force)
     temporary = path.with_name(_temporary_name(path.name))
-    try:
-        with storage_errors(path):
-            yield temporary
-            commit(temporary, path)
-    finally:
-        with contextlib.suppress(OSError):  # a read-only disk refuses that too, and the error on its way says more
-            temporary.unlink(missing_ok=True)
+    with folder_for(path):
+        try:
+            with storage_errors(path):
+                yield temporary
+                commit(temporary, path)
+        finally:
+            with contextlib.suppress(OSError):  # a read-only disk refuses that too, and the error on its way says more
+                temporary.unlink(missing_ok=True)
 
 
 def _temporary_name(name: str) -> str:

@@ -142,6 +142,7 @@ def open_journal(path: Path, job: Job, *, resume: bool, force: bool) -> Journal:
         StorageError: the disk is full or read-only.
     """
     with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0)
     try:
         _lock(handle, path)

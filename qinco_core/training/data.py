@@ -17,6 +17,7 @@ from qinco_core.config import ModelConfig, TrainConfig, validation_size
 from qinco_core.errors import UsageError
 from qinco_core.progress import Progress
 from qinco_core.vectors import VectorFile
+from qinco_core.vectors.base import Array
 
 _BLOCK = 1 << 16
 # vectors assigned to lists between two questions whether to stop
@@ -46,8 +47,8 @@ class TrainingData:
         self.batch = min(config.encode_batch, N)
         self._seed = config.seed
         self._epoch = -1
-        small = N * self.train.dim * self.train.dtype.itemsize <= _KEPT_BYTES
-        self._kept = self.train.read(0, N) if small else None
+        self._small = N * self.train.dim * self.train.dtype.itemsize <= _KEPT_BYTES
+        self._kept: Array | None = None
         self._order = torch.empty(0, dtype=torch.int64)
         self.lists: Tensor | None = None
         self.val_lists: Tensor | None = None
@@ -87,6 +88,8 @@ class TrainingData:
             order = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
             self._order = torch.randperm(len(self), generator=order)
             self._epoch = epoch
+        if self._small and self._kept is None:
+            self._kept = self.train.read(0, len(self))
         rows = self._order[position * self.batch : (position + 1) * self.batch].numpy()
         v = torch.from_numpy(self.train.take(rows) if self._kept is None else self._kept[rows])
         return v, None if self.lists is None else self.lists[rows].long()

@@ -11,7 +11,7 @@ from qinco_core.codec.precision import plan
 from qinco_core.progress import Silent
 from qinco_core.store.lists import list_bits
 from qinco_core.training.coarse import Centroids, coarse_codebook
-from qinco_core.training.groups import group_vectors
+from qinco_core.training.groups import check_rotation, group_vectors
 from qinco_core.training.log import TrainingLog
 from qinco_core.training.recipes import model_and_search, recipe
 from qinco_core.training.trainer import Run
@@ -63,6 +63,8 @@ def forecast(
     seen = vectors if n == 1 else group_vectors(vectors, 0, n, None)
     with TemporaryDirectory(prefix="qinco-") as folder, TrainingLog(Path(folder) / "log.jsonl") as log:
         run = Run(seen, part, search, config, chosen, Path(folder) / "none.h5", log, Silent(), lambda: False)
+        if model.opq:
+            check_rotation(vectors.section(0, len(run.data)))
         rate = run.speed() / n
     size = 4 * (model.parameters + model.ivf_K * model.D)
     sample = min(2 << 30, 4 * part.D * len(run.data))

@@ -21,6 +21,7 @@ Rotation = NDArray[np.float32]
 
 # vectors that the rotation is learned from, how many of them a centroid of Faiss's k-means wants, and iterations
 _SAMPLE, _PER_CENTROID, _ITERATIONS = 1 << 15, 39, 10
+_READ_BYTES = 4 << 20
 
 
 class GroupRows:
@@ -35,11 +36,17 @@ class GroupRows:
 
     def fetch(self, start: int, stop: int) -> Array:
         """Rows start..stop-1 as a fresh [stop - start, X] array."""
-        return self._view(self._vectors.read(start, stop))
+        block = np.empty((stop - start, self.layout.D), self.layout.dtype)
+        # all D dimensions are read, but of few rows at a time
+        step = max(1, _READ_BYTES // (self._vectors.dim * self._vectors.dtype.itemsize))
+        for at in range(start, stop, step):
+            end = min(at + step, stop)
+            block[at - start : end - start] = self._view(self._vectors.read(at, end))
+        return block
 
     def gather(self, rows: Array) -> Array:
         """The rows of those numbers as a fresh [n, X] array."""
-        return self._view(self._vectors.take(rows))
+        return np.ascontiguousarray(self._view(self._vectors.take(rows)))
 
     def place(self, row: int) -> tuple[str, int]:
         """The file's name, and the row's number as it is."""
@@ -47,7 +54,7 @@ class GroupRows:
 
     def _view(self, block: Array) -> Array:
         if self._rotation_DX is None:
-            return np.ascontiguousarray(block[:, self._columns])
+            return block[:, self._columns]
         return block.astype(np.float32, copy=False) @ self._rotation_DX
 
 
@@ -63,6 +70,20 @@ def group_vectors(vectors: VectorFile, g: int, n: int, rotation_DD: Rotation | N
         start=0,
         stop=len(vectors),
     )
+
+
+def check_rotation(vectors: VectorFile) -> None:
+    """Refuse to learn a rotation from fewer vectors than dimensions: Faiss would write beyond its memory.
+
+    Raises:
+        UsageError: there are fewer.
+    """
+    N, D = vectors.shape
+    if N < D:
+        raise UsageError(
+            f"OPQ learns a rotation of D = {D} dimensions from as many vectors or more, but {vectors.name} has {N} to "
+            "learn from: give more vectors, or leave --opq out"
+        )
 
 
 def learn_rotation(vectors: VectorFile, n: int, seed: int, plan: Plan) -> Rotation:
@@ -82,13 +103,9 @@ def learn_rotation(vectors: VectorFile, n: int, seed: int, plan: Plan) -> Rotati
         UsageError: there are fewer vectors than dimensions.
     """
     faiss = import_faiss()
+    check_rotation(vectors)
     random = np.random.default_rng(seed)
     N, D = vectors.shape
-    if N < D:  # Faiss would write beyond its memory
-        raise UsageError(
-            f"OPQ learns a rotation of D = {D} dimensions from as many vectors or more, but {vectors.name} has {N} to "
-            "learn from: give more vectors, or leave --opq out"
-        )
     rows = np.arange(N) if N <= _SAMPLE else np.sort(random.choice(N, _SAMPLE, replace=False))
     x = vectors.take(rows).astype(np.float32)
     bits = max(1, min(8, int(math.log2(max(1, len(rows) / _PER_CENTROID)))))

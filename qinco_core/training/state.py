@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import glob
+import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -83,8 +83,10 @@ def group_file(checkpoint: Path, g: int) -> Path:
 
 def forget(checkpoint: Path) -> None:
     """Remove the checkpoint of a run that another replaces, with those of its groups."""
-    for path in checkpoint.parent.glob(f"{glob.escape(checkpoint.stem)}.group*{glob.escape(checkpoint.suffix)}"):
-        path.unlink(missing_ok=True)
+    of_group = re.compile(rf"{re.escape(checkpoint.stem)}\.group\d+{re.escape(checkpoint.suffix)}")
+    for path in checkpoint.parent.glob("*.group*"):
+        if of_group.fullmatch(path.name):
+            path.unlink(missing_ok=True)
     checkpoint.unlink(missing_ok=True)
 
 

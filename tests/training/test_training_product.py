@@ -18,10 +18,14 @@ from qinco_core.codec.product import ProductNetwork
 from qinco_core.errors import LineageError, OutputExistsError, UsageError, VectorFileError
 from qinco_core.optional import import_faiss
 from qinco_core.store import load_checkpoint
+from qinco_core.training import groups
+from qinco_core.training.data import check_training
 from qinco_core.training.forecast import forecast
 from qinco_core.training.groups import group_vectors, learn_rotation
+from qinco_core.training.recipes import model_and_search, recipe
+from qinco_core.training.state import forget
 from qinco_core.training.trainer import Interrupted
-from qinco_core.vectors import open_vectors, write_vectors
+from qinco_core.vectors import VectorFile, open_vectors, write_vectors
 
 TINY: dict[str, Any] = {"M": 4, "K": 16, "E": 16, "H": 32, "A": 4, "B": 4}
 GROUPS: dict[str, Any] = TINY | {"groups": 2}
@@ -154,6 +158,17 @@ def test_starting_over_leaves_nothing_of_the_run_before(learn: Path, tmp_path: P
     assert same(run(learn, checkpoint=checkpoint, resume=True), undisturbed)
 
 
+def test_files_of_a_like_name_are_left_alone(tmp_path: Path) -> None:
+    ours, theirs = (
+        ["m.h5", "m.group0.h5", "m.group12.h5"],
+        ["m.groups.h5", "m.group0x.h5", "m.group0.txt", "am.group0.h5"],
+    )
+    for name in ours + theirs:
+        (tmp_path / name).touch()
+    forget(tmp_path / "m.h5")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(theirs)
+
+
 def test_nothing_is_left_of_groups_that_are_no_more(learn: Path, tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
         run(
@@ -211,6 +226,8 @@ def test_a_forecast_of_a_product(learn: Path) -> None:
         found = forecast(file, changes=GROUPS | {"opq": True}, **options)
         with pytest.raises(UsageError, match="do not divide"):
             forecast(file, changes=GROUPS | {"groups": 3}, **options)
+    with open_vectors(learn, limit=120) as few, pytest.raises(UsageError, match="OPQ learns a rotation of D = 128"):
+        forecast(few, changes=GROUPS | {"opq": True}, **options | {"training": SHORT | {"val": 20}})
     assert found.code_bytes == 2 and found.samples == 3 * 1536
     # per group: the first codebook, then one step with its two
     step = 2 * 16 * 64 + 16 * (16 + 64) + 16 + 2 * 16 * 32 + 2 * 16 * 64
@@ -240,6 +257,25 @@ def test_a_group_is_a_view_of_the_vectors(sift_learn: Path, rotated: bool) -> No
     if rotation is not None:  # which makes groups easier to quantize
         turned = v.astype(np.float32) @ rotation
         assert product_quantized(turned) < product_quantized(v.astype(np.float32))
+
+
+def test_a_group_is_read_in_pieces(sift_learn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, most = VectorFile.read, []
+    with open_vectors(sift_learn, limit=900) as file:
+        monkeypatch.setattr(groups, "_READ_BYTES", 128 * 100)
+        monkeypatch.setattr(VectorFile, "read", lambda self, a, b: (most.append(b - a), read(self, a, b))[1])
+        seen = group_vectors(file, 3, 4, None).read(5, 700)
+        assert max(most[1:]) == 100  # the first call is the group's own
+        np.testing.assert_array_equal(seen, read(file, 5, 700)[:, 96:])
+
+
+def test_a_check_reads_the_file_once(learn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, rows = VectorFile.read, []
+    model, search = model_and_search("qinco2-XS", 128, GROUPS | {"groups": 1})
+    monkeypatch.setattr(VectorFile, "read", lambda self, a, b: (rows.append(b - a), read(self, a, b))[1])
+    with open_vectors(learn) as file:
+        check_training(file, model, recipe(model, search, len(file), epochs=1))
+        assert sum(rows) == len(file)
 
 
 def test_a_broken_vector_is_named_by_its_number_in_the_file(learn: Path, tmp_path: Path) -> None:
