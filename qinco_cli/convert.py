@@ -116,12 +116,11 @@ def _one(
     progress: Progress,
 ) -> Converted:
     """Convert one table, and write its ids beside it where that is asked for."""
-    import numpy as np
-
     from qinco_core.files import atomic_output
     from qinco_core.vectors import FORMATS, detect_format
     from qinco_core.vectors.convert import convert as convert_vectors
     from qinco_core.vectors.convert import parse_dtype
+    from qinco_core.vectors.ids import write_ids
 
     if target == "-" and to is None:
         raise _usage("vectors to stdout need --to, for example --to fvecs")
@@ -129,18 +128,15 @@ def _one(
     kept = None if dtype is None else parse_dtype(dtype, chosen.name)
     _check_outputs(target, to, ids_out, force=force)
     with opt.open_source(source, format, window["skip"] or 0, window["limit"]) as vectors, ExitStack() as stack:
-        numbers = _ids(source, ids, ids_out is not None, window)
+        numbers = _ids(source, format, ids, ids_out is not None, window)
         if ids_out is not None:
             temporary = stack.enter_context(atomic_output(ids_out, force=force))
             with temporary.open("wb") as handle:
-                np.save(handle, numbers)
+                write_ids(handle, numbers)
         beside = ids is not None and (chosen.with_ids or ids_out is None)
         out: Any = sys.stdout.buffer if target == "-" else target
-        if vectors.count is not None and numbers is not None and len(numbers) != vectors.count:
-            raise _usage(f"{len(numbers)} ids for {vectors.count} vectors of {vectors.name}: give one id a vector")
-        return convert_vectors(
-            vectors, out, format=to, dtype=kept, ids=numbers if beside else None, force=force, progress=progress
-        )
+        options: dict[str, Any] = {"format": to, "dtype": kept, "force": force, "progress": progress}
+        return convert_vectors(vectors, out, ids=numbers, write_ids=beside, **options)
 
 
 def _check_outputs(target: str, to: str | None, ids_out: str | None, *, force: bool) -> None:
@@ -159,7 +155,7 @@ def _check_outputs(target: str, to: str | None, ids_out: str | None, *, force: b
         check_output(path, force=force)
 
 
-def _ids(source: str, ids: str | None, wanted: bool, window: dict[str, int | None]) -> Any:
+def _ids(source: str, format: str | None, ids: str | None, wanted: bool, window: dict[str, int | None]) -> Any:
     """The ids of the vectors converted: of those in IN itself the same rows, of others all."""
     from qinco_core.vectors import read_ids
     from qinco_core.vectors.formats import split_key
@@ -169,9 +165,9 @@ def _ids(source: str, ids: str | None, wanted: bool, window: dict[str, int | Non
     if ids is None and source == "-":
         raise _usage("ids cannot be read from stdin: name them with --ids, or convert a file")
     path, _ = split_key(source)
-    found = read_ids(str(path) if ids is None else ids)
     if ids is not None and split_key(ids)[0] != path:
-        return found
+        return read_ids(ids)
+    found = read_ids(str(path) if ids is None else ids, format)
     skip, limit = window["skip"] or 0, window["limit"]
     return found[skip : None if limit is None else skip + limit]
 

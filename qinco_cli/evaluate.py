@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,9 +16,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from qinco_core.api import Codec
-    from qinco_core.datasets import Dataset
-    from qinco_core.evaluation.quality import Quality
+    from qinco_core.datasets import Dataset, Part
+    from qinco_core.evaluation.quality import Quality, Queries
     from qinco_core.vectors import VectorFile
+
+# training vectors of a data set that baselines take unasked: these are read whole, as float32
+_MOST_TRAINING = 500_000
+
+Openers = dict["Part", Callable[..., "VectorFile"]]
 
 
 def register(app: typer.Typer) -> None:
@@ -58,7 +65,12 @@ def evaluate(
     ] = None,
     train: Annotated[
         str | None,
-        typer.Option("--train", metavar="XT", help="Training vectors of the baselines. [default: those of --valset]"),
+        typer.Option(
+            "--train",
+            metavar="XT",
+            help="Training vectors of the baselines. [default: those of --valset; of --dataset the first, as many "
+            "as the model was trained on, at most 500,000]",
+        ),
     ] = None,
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE.png", help="Draw MSE over bytes, for every prefix.")
@@ -81,7 +93,6 @@ def evaluate(
     """Measure a model: error, rates, recall; beside other quantizers if asked."""
     from qinco_cli.console import Console
     from qinco_core.datasets import dataset as named_dataset
-    from qinco_core.datasets import open_named
     from qinco_core.errors import UsageError
     from qinco_core.evaluation.quality import measure, measure_baseline
     from qinco_core.files import check_output
@@ -93,10 +104,12 @@ def evaluate(
     if dataset is not None:
         _check_alone({"XB": xb, "--valset": valset, "--queries": queries, "--groundtruth": groundtruth})
         named = named_dataset(dataset)
-        xb, queries, groundtruth = _parts(named, whole=not skip and limit is None)
-        train = train or named.word("train")
-    _check_inputs(xb, valset, queries, groundtruth, skip)
-    if names and train is None and valset is None:
+        openers = _of_set(named, whole=not skip and limit is None)
+    else:
+        _check_inputs(xb, valset, queries, groundtruth, skip)
+        openers = _of_words({"base": xb, "queries": queries, "groundtruth": groundtruth})
+    openers |= _of_words({"train": train})
+    if names and "train" not in openers and valset is None:
         raise UsageError("baselines are trained here: give their training vectors with --train")
     if plot is not None:
         check_output(plot, force=force)
@@ -104,15 +117,19 @@ def evaluate(
     with ExitStack() as stack:
         console = stack.enter_context(Console(quiet))
         codec = opt.open_codec(model, store, device=device, precision=precision, threads=threads)
-        vectors = stack.enter_context(_open(xb, valset, format=format, skip=skip, limit=limit))
+        opened = openers["base"] if valset is None else _of_words({"train": valset})["train"]
+        vectors = stack.enter_context(opened(format=format, skip=skip, limit=limit))
         check_dimension(codec, vectors)
         training = None
         if valset is not None:
             training, vectors = _split(vectors, codec)
-        if names and train is not None:
-            training = stack.enter_context(open_named(train, "train"))
+        if names and "train" in openers:
+            bound = _bound(codec) if named and train is None else None
+            training = stack.enter_context(openers["train"](limit=bound))
             check_dimension(codec, training)
-        asked = opt.load_queries(queries, groundtruth, vectors) if queries else None
+            if len(training) == bound:
+                console.note(f"baselines get the first {bound:,} training vectors of {dataset}; for more, use --train")
+        asked = _load_queries(openers, vectors) if "queries" in openers else None
         search = opt.search_options(codec, A, B, exact)
         console.note(f"evaluating on {codec.plan}")
         known = stack.enter_context(_symbols(codes, codec, store)) if codes else None
@@ -149,16 +166,39 @@ def _check_alone(others: dict[str, str | None]) -> None:
             raise UsageError(f"--dataset says what to measure on, with queries and ground truth: leave {name} out")
 
 
-def _parts(named: Dataset, *, whole: bool) -> tuple[str | None, str | None, str | None]:
-    """What names base, queries and ground truth; the last only where it is the one of this search (L2, all vectors)."""
-    truth = named.word("groundtruth") if whole and named.spec.metric == "l2" and named.word("queries") else None
-    return named.word("base"), named.word("queries"), truth
+def _of_set(named: Dataset, *, whole: bool) -> Openers:
+    """What opens the parts of a set; ground truth only where it is the one of this search (L2, all vectors)."""
+    other = () if whole and named.spec.metric == "l2" else ("groundtruth",)
+    return {part: partial(named.open, part) for part in named.parts if part not in other}
 
 
-def _open(xb: str | None, valset: str | None, **window: Any) -> VectorFile:
+def _of_words(words: dict[Part, str | None]) -> Openers:
+    """What opens the parts that are named."""
     from qinco_core.datasets import open_named
 
-    return open_named(xb, "base", **window) if xb else open_named(str(valset), "train", **window)
+    return {part: partial(open_named, word, part) for part, word in words.items() if word is not None}
+
+
+def _bound(codec: Codec) -> int:
+    """How many training vectors of a set baselines get: no more than the model had."""
+    return min(int(codec.training.get("train_vectors") or _MOST_TRAINING), _MOST_TRAINING)
+
+
+def _load_queries(openers: Openers, vectors: VectorFile) -> Queries:
+    """The queries and their true neighbours, computed where no file gives them."""
+    from qinco_core.errors import DimensionError
+    from qinco_core.evaluation.quality import Queries, check_truth, true_neighbors
+
+    with openers["queries"]() as file:
+        name, queries = file.name, file.read(0, len(file))
+    if queries.shape[1] != vectors.dim:
+        raise DimensionError(f"{name} has dimension {queries.shape[1]}, but {vectors.name} has {vectors.dim}")
+    if "groundtruth" not in openers:
+        return Queries(queries, true_neighbors(vectors, queries))
+    with openers["groundtruth"]() as file:
+        ids = file.read(0, len(file))
+    check_truth(ids, len(queries), vectors)
+    return Queries(queries, ids)
 
 
 def _baseline_names(every: bool, some: Sequence[str] | None) -> list[str]:

@@ -81,7 +81,7 @@ def _report(rows: Sequence[Planned], cache: Path | None, force: bool, as_json: b
 
     root = cache_root(cache)
     free = free_space(root)
-    coming = [row for row in rows if row.state in ("missing", "partial") or (force and row.state == "here")]
+    coming = [row for row in rows if row.remote and (force or row.state != "here")]
     total = sum(row.bytes or 0 for row in coming)
     unknown = sum(row.bytes is None and not row.shared for row in coming)
     if as_json:
@@ -100,8 +100,8 @@ def _label(row: Planned) -> str:
 def _described(row: Planned) -> str:
     from qinco_cli.console import size
 
-    if row.state == "local":
-        return f"local, {row.path}"
+    if not row.remote:
+        return f"{row.state}, {row.path}"
     length = f"unknown size ({row.note})" if row.bytes is None else size(row.bytes)
     length = "of the same download" if row.shared else length
     unpacked = "" if row.unpacked is None else f", {size(row.unpacked)} unpacked"

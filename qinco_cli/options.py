@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from qinco_core.api import Codec
     from qinco_core.config import EncodeConfig, Metric
     from qinco_core.datasets import Part
-    from qinco_core.vectors import VectorFile, VectorSource
+    from qinco_core.vectors import VectorSource
 
 StoreOption = Annotated[
     str | None,
@@ -188,24 +188,6 @@ def open_source(
     if format is None:
         raise UsageError("vectors from stdin need --format, for example --format fvecs")
     yield read_stream(sys.stdin.buffer, format, skip=skip, limit=limit)
-
-
-def load_queries(xq: str, truth: str | None, vectors: VectorFile) -> Any:
-    """The queries and their true neighbours, computed where no file gives them."""
-    from qinco_core.datasets import open_named
-    from qinco_core.errors import DimensionError
-    from qinco_core.evaluation.quality import Queries, check_truth, true_neighbors
-
-    with open_named(xq, "queries") as file:
-        queries = file.read(0, len(file))
-    if queries.shape[1] != vectors.dim:
-        raise DimensionError(f"{xq} has dimension {queries.shape[1]}, but {vectors.name} has {vectors.dim}")
-    if truth is None:
-        return Queries(queries, true_neighbors(vectors, queries))
-    with open_named(truth, "groundtruth") as file:
-        ids = file.read(0, len(file))
-    check_truth(ids, len(queries), vectors)
-    return Queries(queries, ids)
 
 
 @contextmanager

@@ -102,9 +102,9 @@ def cache_root(cache: str | Path | None = None) -> Path:
         return Path(cache)
     if named := os.environ.get("QINCO_CACHE"):
         return Path(named)
-    import pooch
+    import platformdirs
 
-    return Path(pooch.os_cache("qinco"))
+    return Path(platformdirs.user_cache_dir("qinco"))
 
 
 def sources(entry: Entry, root: Path) -> list[Source]:

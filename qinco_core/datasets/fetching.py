@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -24,7 +23,7 @@ from qinco_core.datasets.cache import (
     write_checksums,
 )
 from qinco_core.datasets.received import check_received
-from qinco_core.datasets.registry import Entry, Part, check_part, find_entry
+from qinco_core.datasets.registry import Entry, Part, check_part, find_entry, is_remote
 from qinco_core.datasets.remote import Broken, remote_size
 from qinco_core.datasets.transfer import Patience, Transfer
 from qinco_core.datasets.unpack import unpack
@@ -67,7 +66,7 @@ class Planned:
         name, parts, path, source: as of `Fetched`.
         bytes: what comes from the server, or None where nobody knows.
         unpacked: its size in the cache, where that is another, if known.
-        state: "here", "partial", "missing" or "local".
+        state: "here", "partial" or "missing"; of a user's own file "local" or "missing".
         shared: whether it comes out of the same download as the row before.
         note: why the size is not known.
     """
@@ -81,6 +80,11 @@ class Planned:
     state: str
     shared: bool = False
     note: str = ""
+
+    @property
+    def remote(self) -> bool:
+        """Whether it is fetched, and no file of the user's own."""
+        return is_remote(self.source)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -140,9 +144,10 @@ def plan(
     """
     entry, chosen, root = _chosen(name, parts, cache)
     found = [
-        Planned(entry.name, (part,), Path(file.source), file.source, None, None, "local")
+        Planned(entry.name, (part,), path, file.source, None, None, "local" if path.exists() else "missing")
         for part, file in entry.files.items()
         if part in chosen and not file.remote
+        for path in [Path(file.source)]
     ]
     for source in _wanted(entry, chosen, root):
         found += _planned(source, ask)
@@ -161,11 +166,7 @@ def _planned(source: Source, ask: bool) -> list[Planned]:
     if size is None and source.here and not source.packed:
         size = source.targets[0].path.stat().st_size
     elif size is None and ask:
-        try:
-            size = remote_size(source.url, Patience().timeout)
-            note = "the server does not tell"
-        except (Broken, DownloadError) as error:
-            note = str(error)
+        size, note = _asked(source)
     state = "here" if source.here else "partial" if source.partial.exists() else "missing"
     rows = []
     for i, target in enumerate(source.targets):
@@ -173,6 +174,16 @@ def _planned(source: Source, ask: bool) -> list[Planned]:
         facts = (source.name, target.parts, target.path, source.url)
         rows.append(Planned(*facts, None if i else size, unpacked, state, i > 0, note if size is None else ""))
     return rows
+
+
+def _asked(source: Source) -> tuple[int | None, str]:
+    """The size of a source, recorded or by the server, or why it is not known."""
+    if recorded := read_checksums(source.folder).get(source.file):
+        return recorded.bytes, ""
+    try:
+        return remote_size(source.url, Patience().timeout), "the server does not tell"
+    except (Broken, DownloadError) as error:
+        return None, str(error)
 
 
 def _size_here(target: Target) -> int | None:
@@ -222,31 +233,17 @@ def _fetch_source(source: Source, force: bool, progress: Progress, patience: Pat
 
 def _download(source: Source, known: dict[str, Digest], progress: Progress, patience: Patience) -> dict[str, Digest]:
     """Put the targets of a source in place; gives the digests of all that came, the packed file among them."""
-    import pooch
-
-    name = source.download.name
     expected = source.sha256 or (known[source.file].sha256 if source.file in known else None)
-    transfer = Transfer(source.partial, expected, progress, patience)
-    # the digest is taken while the bytes pass: pooch need not read the file again
-    place = pooch.create(path=source.folder, base_url="", registry={name: None}, urls={name: source.url})
-    logger = pooch.get_logger()
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        with storage_errors(source.download):
-            found: dict[str, Digest] = place.fetch(
-                name, downloader=transfer, processor=partial(_placed, source, transfer, expected, progress)
-            )
-        return found
-    finally:
-        logger.setLevel(level)
+    with storage_errors(source.download):
+        if source.download.exists():  # a fetch was killed before it was put in place
+            found = digest_of(source.download, progress)
+        else:
+            found = Transfer(source.partial, expected, progress, patience)(source.url, source.download)
+        return _placed(source, found, expected, progress)
 
 
-def _placed(
-    source: Source, transfer: Transfer, expected: str | None, progress: Progress, *_: object
-) -> dict[str, Digest]:
-    """What pooch is to do with a download: put the targets in place; gives the digests by file name."""
-    found = transfer.digest or digest_of(source.download, progress)  # no transfer: a fetch was killed at this point
+def _placed(source: Source, found: Digest, expected: str | None, progress: Progress) -> dict[str, Digest]:
+    """Put the targets of a download with the digest `found` in place; gives all digests by file name."""
     if expected is not None and found.sha256 != expected:
         source.download.unlink()
         raise ChecksumError(_mismatch(source.download, found.sha256, expected, source.name))

@@ -52,13 +52,6 @@ class Dataset:
         """The parts it has."""
         return tuple(part for part in PARTS if part in self.entry.files)
 
-    def word(self, part: Part) -> str | None:
-        """What names a part on the command line, if the set has it."""
-        file = self.entry.files.get(part)
-        if file is not None and file.source == self.name:
-            return f"{file.source}::{file.key}"
-        return None if file is None else f"{self.name}::{part}"
-
     def train(self, *, skip: int = 0, limit: int | None = None) -> VectorFile:
         """The training vectors; see `open`."""
         return self.open("train", skip=skip, limit=limit)

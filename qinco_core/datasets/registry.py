@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import os
+import posixpath
 import re
 import tomllib
 import unicodedata
@@ -18,7 +19,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from qinco_core.config import Frozen, Metric
 from qinco_core.errors import UsageError
@@ -79,6 +80,11 @@ class FileSpec(Frozen):
     def _from_source(cls, value: Any) -> Any:
         return {"source": value} if isinstance(value, str) else value
 
+    @field_validator("member")
+    @classmethod
+    def _one_spelling(cls, member: str | None) -> str | None:
+        return None if member is None else posixpath.normpath(member)
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         scheme, separator, _ = self.source.partition("://")
@@ -89,8 +95,10 @@ class FileSpec(Frozen):
             raise ValueError(f"source: {self.source} names no file on a server")
         if self.tar and self.member is None:
             raise ValueError(f"member: say which file of the archive {self.name} it is")
-        if self.member is not None and not (self.tar and PurePosixPath(self.member).name):
+        if self.member is not None and not self.tar:
             raise ValueError(f"member: only of a tar archive, and {self.name} is none")
+        if self.tar and not self.unpacked_name:
+            raise ValueError(f"member: {self.member} is no file of an archive")
         if not self.remote and (self.tar or self.name.endswith(".gz")):
             raise ValueError(f"source: {self.source} is packed; unpack your own files, or name an address")
         for name in (self.name, self.unpacked_name) if self.remote else ():
@@ -101,7 +109,7 @@ class FileSpec(Frozen):
     @property
     def remote(self) -> bool:
         """Whether it has to be fetched."""
-        return "://" in self.source
+        return is_remote(self.source)
 
     @property
     def name(self) -> str:
@@ -136,6 +144,11 @@ class FileSpec(Frozen):
         holds, before_row, header = _FORMATS[name]
         dtype = holds or self.dtype
         return None if dtype is None else header + self.count * (before_row + self.dim * np.dtype(dtype).itemsize)
+
+
+def is_remote(source: str) -> bool:
+    """Whether a source is an address, and no path."""
+    return "://" in source
 
 
 def _check_source(source: str, remote: bool) -> None:
@@ -195,7 +208,7 @@ class PublishedSpec(Frozen):
     model_config = ConfigDict(strict=True)
 
     name: str
-    kind: Literal["model", "centroids", "codes", "pairwise"]
+    kind: Literal["model", "centroids", "pairwise"]
     source: str
     about: str = ""
     sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
@@ -234,7 +247,7 @@ class Entry:
 
     Attributes:
         name, about: itself, in a few words.
-        kind: "data set", "model", "centroids", "codes", "pairwise".
+        kind: "data set", "model", "centroids", "pairwise".
         files: its parts, with absolute paths where they are no addresses.
         spec: of a data set.
         origin: the registry's file.

@@ -68,7 +68,12 @@ def _broken_http(url: str) -> Iterator[None]:
 
     try:
         yield
-    except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, requests.TooManyRedirects) as error:
+    except (
+        requests.exceptions.InvalidURL,
+        requests.exceptions.InvalidSchema,
+        requests.TooManyRedirects,
+        urllib3.exceptions.LocationValueError,
+    ) as error:
         raise DownloadError(f"{url} cannot be fetched ({error}); check the address") from error
     except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
         raise Broken(_reason(error)) from error
@@ -179,6 +184,8 @@ def _broken_ftp(url: str) -> Iterator[None]:
         yield
     except ftplib.error_perm as error:
         raise DownloadError(f"{url}: the server refuses it ({error}); check the address in the registry") from error
+    except UnicodeError as error:  # also a host that no name can be
+        raise DownloadError(f"{url} cannot be fetched ({error}); check the address") from error
     except ftplib.all_errors as error:
         raise Broken(_reason(error)) from error
 

@@ -7,7 +7,7 @@ import json
 import shutil
 import time
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from pydantic import Field
 
@@ -42,14 +42,9 @@ class _State(Frozen):
 
 
 class Transfer:
-    """A downloader for pooch: one file, whole and checked, or an error.
-
-    Attributes:
-        digest: of the file, when it is whole.
-    """
+    """A download: one file, whole and checked, or an error."""
 
     def __init__(self, partial: Path, sha256: str | None, progress: Progress, patience: Patience) -> None:
-        self.digest: Digest | None = None
         self._partial, self._note = partial, note_of(partial)
         self._name = partial.stem
         self._sha256 = sha256
@@ -57,8 +52,8 @@ class Transfer:
         self._patience = patience
         self._hasher, self._hashed = hashlib.sha256(), 0
 
-    def __call__(self, url: str, output_file: str, pooch: Any, check_only: bool = False) -> None:
-        """Download `url` to `output_file`.
+    def __call__(self, url: str, output: Path) -> Digest:
+        """Download `url` to `output`; gives its digest, taken while the bytes pass.
 
         Raises:
             DownloadError: the server refuses it, or every try broke.
@@ -67,11 +62,11 @@ class Transfer:
         """
         with storage_errors(self._partial):
             self._retry(url)
-            size = self._partial.stat().st_size
-            self.digest = Digest(sha256=self._hasher.hexdigest(), bytes=size)
+            digest = Digest(sha256=self._hasher.hexdigest(), bytes=self._size())
             self._note.unlink(missing_ok=True)
-            self._check(url)
-            self._partial.replace(output_file)
+            self._check(url, digest)
+            self._partial.replace(output)
+        return digest
 
     def _retry(self, url: str) -> None:
         tries, furthest = 0, self._size()
@@ -162,13 +157,12 @@ class Transfer:
                 f"{self._partial} needs {needed:,} more bytes, but {free:,} are free; choose another --cache"
             )
 
-    def _check(self, url: str) -> None:
-        assert self.digest is not None
-        if self._sha256 is None or self.digest.sha256 == self._sha256:
+    def _check(self, url: str, digest: Digest) -> None:
+        if self._sha256 is None or digest.sha256 == self._sha256:
             return
         self._partial.unlink()
         raise ChecksumError(
-            f"{self._name} from {url} has the SHA-256 {self.digest.sha256}, but {self._sha256} is known of it; "
+            f"{self._name} from {url} has the SHA-256 {digest.sha256}, but {self._sha256} is known of it; "
             "it was dropped. Try again; if its publisher has replaced it, take the new one with --force, "
             "or correct the registry's sha256"
         )

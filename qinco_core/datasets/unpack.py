@@ -45,7 +45,7 @@ def unpack(source: Source, ready: Callable[[], None], progress: Progress) -> dic
 
 
 def _members(source: Source, outputs: contextlib.ExitStack, progress: Progress) -> dict[Target, tuple[Path, Digest]]:
-    wanted = {posixpath.normpath(str(target.member)): target for target in source.targets}
+    wanted = {str(target.member): target for target in source.targets}
     found, seen = {}, []
     with tarfile.open(source.download, "r:*") as archive:
         for member in archive:

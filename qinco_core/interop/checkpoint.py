@@ -151,10 +151,10 @@ def _configs(
 ) -> tuple[ModelConfig, EncodeConfig]:
     D = _number({"data_dim": dim}, "data_dim", path)
     ivf_K = 0
-    if given.get("ivf_in_use"):
+    if _flag(given, "ivf_in_use", path):
         centroids = tensor_of(state, "steps.0.ivf_centroids.weight", path)
         ivf_K = _number(given, "ivf_K", path, len(centroids) if centroids.dim() else 0)
-    qinco1 = bool(given.get("qinco1_mode"))
+    qinco1 = _flag(given, "qinco1_mode", path)
     A = 0 if qinco1 else _number(given, "A", path, 0)  # QINCo1 has nothing to pre-select with
     fields = {
         "rules": "qinco1" if qinco1 else "qinco2",
@@ -172,6 +172,14 @@ def _configs(
         return config, EncodeConfig.parse({"A": min(A, config.K), "B": min(_number(given, "B", path, 1), _MOST_BEAMS)})
     except UsageError as error:
         raise ForeignFileError(f"{path}: its parameters cannot be: {error}") from error
+
+
+def _flag(given: Mapping[str, Any], name: str, path: Path) -> bool:
+    """Whether what is called `name` is set; it is not where it is not there or None."""
+    value = given.get(name)
+    if not isinstance(value, (int, np.bool_, np.integer, type(None))):
+        raise ForeignFileError(f"{path}: {name} is {value!r}, neither true nor false")
+    return bool(value)
 
 
 def _number(given: Mapping[str, Any], name: str, path: Path, unset: int | None = None) -> int:

@@ -6,7 +6,9 @@ model [n, 1 + M] with the list number first.
 
 from __future__ import annotations
 
-import glob
+import contextlib
+import hashlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +19,13 @@ from numpy.typing import NDArray
 
 from qinco_core.codec.packing import pack, unpack
 from qinco_core.config import ModelConfig
-from qinco_core.errors import ForeignFileError, LineageError
-from qinco_core.files import atomic_output, check_output, existing_file, storage_errors
-from qinco_core.interop.zips import DAMAGE, check_zip
+from qinco_core.errors import ForeignFileError, LineageError, UsageError
+from qinco_core.files import atomic_output, check_output, existing_file, folder_for, storage_errors
+from qinco_core.interop.zips import check_zip
 from qinco_core.progress import Progress
-from qinco_core.store import CodeRows, CodesFile, CodesSpec, Header, create_codes
+from qinco_core.store import CodeRows, CodesFile, CodesSpec, Header, create_codes, partial_path
 from qinco_core.vectors import VectorFile, open_vectors
+from qinco_core.vectors.npz import DAMAGE
 
 _FIELDS = ("n_parts", "K", "M", "D")
 _KEY = "codes"
@@ -73,7 +76,8 @@ def import_codes(
 ) -> tuple[Header, int]:
     """Write published codes as a codes artifact.
 
-    All parts are checked before anything is written.
+    All parts are checked before anything is written. Nothing stays when it fails or is interrupted; what a killed
+    import of the same codes left is gone on with.
 
     Args:
         published: what `read_published` found.
@@ -87,7 +91,8 @@ def import_codes(
         The artifact's header, and the number of codes.
 
     Raises:
-        LineageError: the codes have other sizes than the model's.
+        LineageError: the codes have other sizes than the model's; or another job for the same output is unfinished,
+            and `force` is false.
         ForeignFileError: a part is damaged, misshapen, or has symbols or list numbers that cannot be.
         OutputExistsError, StorageError: the output exists, or the disk is full or read-only.
     """
@@ -98,16 +103,23 @@ def import_codes(
             f"K = {config.K}: name the model that made them with --model"
         )
     check_output(out, force=force)
-    count = _check(published, config, progress)
+    count, stamp = _check(published, config, progress)
     encoder = {"imported": published.path.name}
     spec = CodesSpec(model=model.fingerprint, **sizes, ivf_K=config.ivf_K, dtype="float32", encoder=encoder)
     progress.begin("importing", count, "codes")
-    stamp = f"published codes {published.path}"
-    with create_codes(out, spec=spec, count=count, with_ids=False, source_stamp=stamp, force=force) as writer:
-        for codes in _batches(published, config):
-            symbols = codes[:, 1:] if config.ivf_K else codes
-            writer.append(pack(symbols, config.K), None, codes[:, 0] if config.ivf_K else None)
-            progress.advance(len(codes))
+    with folder_for(Path(out)):
+        # resumed, so that what a killed import left is no obstacle, and the unfinished job of an encoder is one
+        writer = create_codes(out, spec=spec, count=count, with_ids=False, source_stamp=stamp, resume=True, force=force)
+        try:
+            with writer:
+                progress.advance(writer.done)
+                for codes in _batches(published, config, writer.done):
+                    symbols = codes[:, 1:] if config.ivf_K else codes
+                    writer.append(pack(symbols, config.K), None, codes[:, 0] if config.ivf_K else None)
+                    progress.advance(len(codes))
+        except BaseException:
+            partial_path(out).unlink(missing_ok=True)
+            raise
     progress.end()
     assert writer.header is not None
     return writer.header, count
@@ -116,46 +128,53 @@ def import_codes(
 def export_codes(
     codes: CodesFile, out: str | Path, *, part_rows: int, progress: Progress, force: bool
 ) -> tuple[Path, ...]:
-    """Write a codes artifact as published codes, the parts first and the index file, which makes them whole, last.
+    """Write a codes artifact as published codes, all files or none.
+
+    They are put in place when all are written, the index file, which makes them whole, last.
 
     Args:
         codes: an open artifact. Ids have no place in the published format.
         out: the index file, `.npz`.
         part_rows: codes of a part.
         progress: told of every part.
-        force: replace an earlier export, with all its parts.
+        force: replace an earlier export, with all its parts; it stays as it is when this one fails.
 
     Returns:
         The files written.
 
     Raises:
-        OutputExistsError, StorageError: one of the files exists, or the disk is full or read-only.
+        OutputExistsError, StorageError: one of the files, or another part of an earlier export, exists, or the disk
+            is full or read-only.
+        UsageError: `part_rows` is not positive.
     """
+    if part_rows < 1:
+        raise UsageError(f"a part of {part_rows} codes cannot be; use 1 or more")
     out = Path(out)
     count, spec = len(codes), codes.spec
     parts = [part_path(out, number) for number in range(max(1, -(-count // part_rows)))]
-    for path in (*parts, out):
+    surplus = _parts_there(out) - set(parts)
+    for path in (out, *parts, *sorted(surplus)):
         check_output(path, force=force)
     progress.begin("exporting", count, "codes")
-    with storage_errors(out):
-        out.unlink(missing_ok=True)  # of an earlier export, which is no more whole from here on
-    written: list[Path] = []
-    try:
+    with contextlib.ExitStack() as outputs:  # the last that is written is the first that is put in place
+        _save(out, {"n_parts": len(parts), "K": spec.K, "M": spec.M, "D": spec.D}, outputs, force=force)
         for number, path in enumerate(parts):
             rows = codes.rows(number * part_rows, min(count, (number + 1) * part_rows))
-            _save(path, {_KEY: _symbols(rows, spec)}, force=force)
-            written.append(path)
+            _save(path, {_KEY: _symbols(rows, spec)}, outputs, force=force)
             progress.advance(len(rows.codes))
-        for path in out.parent.glob(f"{glob.escape(out.stem)}.part_*.npz"):
-            if path not in parts:
-                path.unlink()
-        _save(out, {"n_parts": len(parts), "K": spec.K, "M": spec.M, "D": spec.D}, force=force)
-    except BaseException:
-        for path in written:
+        # of an earlier export, which is no more whole when the first part is in place
+        out.unlink(missing_ok=True)
+    with storage_errors(out):
+        for path in surplus:
             path.unlink(missing_ok=True)
-        raise
     progress.end()
     return (*parts, out)
+
+
+def _parts_there(out: Path) -> set[Path]:
+    """The files whose names are those of parts of an export to `out`."""
+    name = re.compile(re.escape(out.stem) + r"\.part_(0|[1-9][0-9]*)\.npz")
+    return {path for path in out.parent.glob("*.npz") if name.fullmatch(path.name)}
 
 
 def _symbols(rows: CodeRows, spec: CodesSpec) -> NDArray[np.int64]:
@@ -163,8 +182,10 @@ def _symbols(rows: CodeRows, spec: CodesSpec) -> NDArray[np.int64]:
     return symbols if rows.lists is None else np.column_stack([rows.lists.astype(np.int64), symbols])
 
 
-def _save(path: Path, arrays: dict[str, Any], *, force: bool) -> None:
-    with atomic_output(path, force=force) as temporary, temporary.open("wb") as handle:
+def _save(path: Path, arrays: dict[str, Any], outputs: contextlib.ExitStack, *, force: bool) -> None:
+    """Write arrays to a temporary path, which `outputs` puts in place at its end."""
+    temporary = outputs.enter_context(atomic_output(path, force=force))
+    with temporary.open("wb") as handle:
         np.savez(handle, **arrays)
 
 
@@ -184,8 +205,9 @@ def _numbers(path: Path) -> dict[str, int]:
     return {name: int(value) for name, value in found.items()}
 
 
-def _check(published: PublishedCodes, config: ModelConfig, progress: Progress) -> int:
-    """Look through all parts; returns the number of codes."""
+def _check(published: PublishedCodes, config: ModelConfig, progress: Progress) -> tuple[int, str]:
+    """Look through all parts; returns the number of codes, and a text that changes when a part does."""
+    stamps = hashlib.blake2b(digest_size=16)
     progress.begin("checking", len(published.parts), "parts")
     count, width = 0, config.M + (config.ivf_K > 0)
     for path in published.parts:
@@ -199,9 +221,10 @@ def _check(published: PublishedCodes, config: ModelConfig, progress: Progress) -
             for codes in file.batches(_ROWS):
                 _check_range(codes, config, path)
             count += len(file)
+            stamps.update(file.stamp.encode())
         progress.advance(1)
     progress.end()
-    return count
+    return count, f"published codes {published.path.name} {stamps.hexdigest()}"
 
 
 def _check_range(codes: NDArray[Any], config: ModelConfig, path: Path) -> None:
@@ -216,10 +239,13 @@ def _check_range(codes: NDArray[Any], config: ModelConfig, path: Path) -> None:
             )
 
 
-def _batches(published: PublishedCodes, config: ModelConfig) -> Iterator[NDArray[Any]]:
+def _batches(published: PublishedCodes, config: ModelConfig, done: int) -> Iterator[NDArray[Any]]:
+    """All codes after the first `done`."""
     for path in published.parts:
         with _open(path) as file:
-            for codes in file.batches(_ROWS):
+            skipped = min(done, len(file))
+            done -= skipped
+            for codes in file.section(skipped, len(file)).batches(_ROWS):
                 _check_range(codes, config, path)  # it may have changed since it was checked
                 yield codes
 

@@ -139,10 +139,12 @@ def _refuse_constant(name: str) -> None:
 def _tensors(path: Path) -> dict[str, NDArray[Any]]:
     try:
         tensors: dict[str, NDArray[Any]] = safetensors.numpy.load_file(path)
-    except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+    except (safetensors.SafetensorError, OSError, ValueError, KeyError) as error:
         raise ForeignFileError(
             f"{path} cannot be read as safetensors ({error}); it is damaged: copy it again"
         ) from error
+    except (AttributeError, TypeError) as error:  # numpy knows no bfloat16 and no float8
+        raise ForeignFileError(f"{path} has a tensor that numpy cannot hold ({error}): save it as float32") from error
     for name, array in tensors.items():
         if array.dtype.kind != "f":
             raise ForeignFileError(f"{path}: the tensor {name} is of {array.dtype}, not of floats")

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from qinco_core.errors import ForeignFileError
 from qinco_core.files import atomic_output, existing_file
-from qinco_core.interop.zips import DAMAGE, check_zip
+from qinco_core.interop.zips import check_zip
+from qinco_core.vectors.npz import DAMAGE
 
 # torch's reader interprets the file's bytes, and damaged ones make it raise nearly anything
 _DAMAGE = (*DAMAGE, pickle.UnpicklingError, AttributeError, AssertionError)
@@ -113,7 +114,7 @@ def tensor_of(fields: Mapping[str, Any], name: str, path: Path) -> Tensor:
     """The tensor called `name`.
 
     Raises:
-        ForeignFileError: it is missing, or no tensor.
+        ForeignFileError: it is missing, no tensor, or one that says to be larger than its numbers in the file.
     """
     if name not in fields:
         raise ForeignFileError(f"{path}: {name} is missing; it is no file of this kind, or of another version")
@@ -122,6 +123,11 @@ def tensor_of(fields: Mapping[str, Any], name: str, path: Path) -> Tensor:
         raise ForeignFileError(f"{path}: {name} is a {type(value).__name__}, not a tensor")
     if value.layout != torch.strided or value.is_meta or value.is_quantized:
         raise ForeignFileError(f"{path}: {name} is a sparse, quantized or empty tensor; save it as a plain one")
+    # a few numbers said to be repeated, which a file of a few bytes could fill the memory with
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        raise ForeignFileError(
+            f"{path}: {name} has the shape {list(value.shape)} but fewer numbers, repeated; save it .contiguous()"
+        )
     return value
 
 

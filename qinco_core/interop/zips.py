@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import struct
 import zipfile
-import zlib
 from pathlib import Path
 
 from qinco_core.errors import ForeignFileError
+from qinco_core.vectors.npz import DAMAGE
 
-# what zipfile raises on damaged archives
-DAMAGE = (
-    *(zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError),
-    *(RuntimeError, ValueError, LookupError, TypeError, ArithmeticError, MemoryError),
-)
 _MAGIC = b"PK\x03\x04"
 
 

@@ -7,7 +7,6 @@ without these was cut. Memory is bounded by one batch at both ends.
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,7 +18,7 @@ import pyarrow as pa
 from numpy.typing import ArrayLike
 
 from qinco_core.errors import ArtifactError, ArtifactVersionError, QincoError, StreamError, UsageError
-from qinco_core.files import storage_errors, write_all
+from qinco_core.files import storage_errors
 from qinco_core.store.artifact import (
     FORMAT_VERSION,
     canonical_json,
@@ -30,6 +29,7 @@ from qinco_core.store.artifact import (
 )
 from qinco_core.store.lists import check_lists
 from qinco_core.store.spec import CodeRows, Codes, CodesSpec, ContentHash, check_rows
+from qinco_core.vectors.pipe import Inlet, Outlet
 
 BATCH_ROWS = 65536
 MESSAGE_BYTES = 1 << 28  # no message of a stream of codes is larger; a damaged length may say so
@@ -144,7 +144,7 @@ class StreamWriter:
 
     def __enter__(self) -> Self:
         with storage_errors(getattr(self._sink, "name", "the output stream")):
-            self._writer = pa.ipc.new_stream(_Outlet(self._sink), self._schema)
+            self._writer = pa.ipc.new_stream(Outlet(self._sink), self._schema)
         return self
 
     def __exit__(
@@ -252,35 +252,10 @@ def _guarded(step: Any) -> Any:
         raise StreamError(f"the stream was cut or damaged ({error}); send it again") from error
 
 
-class _Outlet(io.RawIOBase):
-    """A sink that Arrow may close, and that takes all bytes, over one that stays open."""
-
-    def __init__(self, sink: BinaryIO) -> None:
-        self._sink = sink
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        write_all(self._sink, data)
-        return len(data)
-
-
-class _Inlet(io.RawIOBase):
-    """A source that gives as many bytes as were asked for, and remembers the last ones."""
-
-    def __init__(self, source: BinaryIO) -> None:
-        self._source = source
-        self.tail = b""
-
-    def readable(self) -> bool:
-        return True
+class _Inlet(Inlet):
+    """One that refuses messages of a size that none of codes has."""
 
     def read(self, size: int = -1) -> bytes:
         if not 0 <= size <= MESSAGE_BYTES:
             raise StreamError(f"the stream was damaged: a message of {size} bytes; send it again")
-        raw = bytearray()
-        while len(raw) < size and (part := self._source.read(min(size - len(raw), 1 << 20))):
-            raw += part
-        self.tail = (self.tail + raw[-len(_END) :])[-len(_END) :]
-        return bytes(raw)
+        return super().read(size)

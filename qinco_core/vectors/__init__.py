@@ -3,7 +3,7 @@
 - `base`: layouts, checks, and the protocols that readers and writers of formats keep to
 - `records` with the headers of `vecs`, `bin` and `npy`; `npz`, `hdf5`, `parquet`, `arrow`: one family of formats
   each, its reading and its writing; `formats`: the table of them
-- `mapped`, `columns`, `parts`, `spill`: what they share
+- `mapped`, `columns`, `parts`, `spill`, `pipe`: what they share
 - `reader`: files; `stream`: pipes; `writer`: output; `ids`: ids; `convert`: from one format to another
 """
 

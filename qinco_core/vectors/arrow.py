@@ -7,7 +7,6 @@ are read from there. What is compressed is unpacked into a temporary file at onc
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import threading
 import weakref
@@ -33,12 +32,14 @@ from qinco_core.vectors.columns import (
     vectors_of,
 )
 from qinco_core.vectors.parts import Parts, mark_of
+from qinco_core.vectors.pipe import Inlet
 from qinco_core.vectors.spill import Spill
 
 MAGIC = b"ARROW1"
 _HEAD_BYTES = 8
 _END = b"\xff\xff\xff\xff\0\0\0\0"
 _OLD = b"FEA1"
+_FOOT_BYTES = 4 + len(MAGIC)  # the length of the footer and the mark, which end a file
 _MOST_OPEN = 64
 _SPILLED = -1
 
@@ -120,6 +121,8 @@ def _columns(source: Any, column: str, name: str, *, alone: bool) -> Iterator[An
     source.seek(source.tell() - len(_END))
     if source.read(len(_END)) != _END:
         raise VectorFileError(f"{name} has no end mark: it was cut; make it again")
+    if source.read(1):
+        raise VectorFileError(f"{name} goes on after its end mark: are these several streams? Convert each alone")
 
 
 class _Places:
@@ -260,24 +263,6 @@ def _close(descriptors: OrderedDict[int, int]) -> None:
         os.close(descriptor)
 
 
-class _Inlet(io.RawIOBase):
-    """A pipe that gives as many bytes as were asked for, and remembers the last ones."""
-
-    def __init__(self, handle: BinaryIO, head: bytes) -> None:
-        self._handle = handle
-        self._head = head
-        self.tail = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        head, self._head = self._head[:size], self._head[size:]
-        data = head + bytes(read_up_to(self._handle, size - len(head)))
-        self.tail = (self.tail + data[-_HEAD_BYTES:])[-_HEAD_BYTES:]
-        return data
-
-
 class ArrowFeed:
     """A `Feed` of the only column of lists of numbers of an Arrow stream; a file may come through the pipe as well."""
 
@@ -286,10 +271,10 @@ class ArrowFeed:
         refuse_signature(head, "arrow", name)
         # a file is a stream between a mark and a footer
         self._framed = head[: len(MAGIC)] == MAGIC
-        self._inlet = _Inlet(handle, b"" if self._framed else head)
+        self._inlet = Inlet(handle, b"" if self._framed else head)
         self._name = name
         self._row = 0
-        self._ended = False
+        self._ended = self._surplus = False
         with damage(name, "Arrow"):
             self._reader = pa.ipc.open_stream(pa.PythonFile(self._inlet, mode="r"))
             self._column = vector_column(self._reader.schema, None, name, piped=True)
@@ -314,7 +299,9 @@ class ArrowFeed:
         return np.concatenate(found)
 
     def finish(self) -> None:
-        """Nothing more to check."""
+        """Refuse what comes after the end."""
+        if self._ended and (self._surplus or self._inlet.read(1)):
+            raise VectorFileError(f"{self._name} goes on after the end of its {self._row} vectors; check the sender")
 
     def _more(self) -> bool:
         if not len(self._left):
@@ -326,18 +313,23 @@ class ArrowFeed:
 
     def _next_array(self) -> Any:
         """The column of the next batch that is not empty, or None at the end, which must be whole."""
+        if self._ended:
+            return None
         for batch in self._reader:
             if batch.num_rows:
                 return batch.column(self._column.name)
-        whole = self._inlet.tail == _END
-        if whole and self._framed:
-            while self._inlet.read(1 << 16):
-                pass
-            whole = self._inlet.tail.endswith(MAGIC)
-        if not whole and not self._ended:
+        if self._inlet.tail != _END or (self._framed and not self._footer()):
             raise VectorFileError(f"{self._name} was cut after {self._row} vectors; check the sender")
         self._ended = True
         return None
+
+    def _footer(self) -> bool:
+        """Read what follows the end mark of a file: whether it ends as a file does, with a footer."""
+        length, foot = 0, b""
+        while piece := self._inlet.read(1 << 16):
+            length, foot = length + len(piece), (foot + piece)[-_FOOT_BYTES:]
+        self._surplus = length != int.from_bytes(foot[:4], "little") + _FOOT_BYTES
+        return foot[4:] == MAGIC
 
 
 @contextlib.contextmanager
@@ -350,10 +342,5 @@ def write_rows(handle: BinaryIO, outline: Outline) -> Iterator[Append]:
         if len(block):
             writer.write_batch(output_batch(schema, block, ids))
 
-    try:
-        yield append
-    except BaseException:
-        with contextlib.suppress(Exception):
-            writer.close()
-        raise
-    writer.close()
+    yield append
+    writer.close()  # not after a failure: without the end mark what was sent is seen to be cut

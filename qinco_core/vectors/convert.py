@@ -84,6 +84,7 @@ def convert(
     format: str | None = None,
     dtype: DType | None = None,
     ids: Ids | None = None,
+    write_ids: bool = True,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Converted:
@@ -95,6 +96,7 @@ def convert(
         format: of the target; by default what its extension says.
         dtype: of the vectors in the target, where the format has a choice; by default the source's.
         ids: int64 [N], to be written beside the vectors.
+        write_ids: false where they are kept elsewhere, so that only their number is checked.
         force: replace a file that exists.
         progress: told how far it is.
 
@@ -105,16 +107,17 @@ def convert(
         VectorFileError: the source is damaged, or holds numbers that the target cannot.
     """
     _check_ids(ids, source.count, source.name)
+    beside = ids if write_ids else None
     progress = progress or Silent()
     kept = source.dtype if dtype is None else dtype
-    options = {"format": format, "count": source.count, "with_ids": ids is not None, "force": force}
+    options = {"format": format, "count": source.count, "with_ids": beside is not None, "force": force}
     with open_writer(target, D=source.dim, dtype=kept, **options) as writer:  # type: ignore[arg-type]
         progress.begin("converting", source.count, "vectors")
         for block in source.batches(_block_rows(source)):
             at, end = writer.written, writer.written + len(block)
             if ids is not None and end > len(ids):
                 _check_ids(ids, end, source.name)
-            writer.append(block, None if ids is None else ids[at:end])
+            writer.append(block, None if beside is None else beside[at:end])
             progress.advance(len(block))
         _check_ids(ids, writer.written, source.name)
         progress.end()
@@ -139,7 +142,7 @@ def unpack_benchmark(
         OutputExistsError: one of the files exists and `force` is false.
         StorageError, VectorFileError: as in `convert`.
     """
-    found = locate(source, None if detect_format(source) == "hdf5" else "hdf5")
+    found = locate(source, "hdf5")
     if found.key is not None:
         raise UsageError(f"{source} is one table; name a file for it, or for all tables leave ::{found.key} out")
     there = hdf5.tables(found.files[0])
@@ -151,7 +154,9 @@ def unpack_benchmark(
     paths = {name: Path(folder) / f"{name}{FORMATS[formats[name]].extensions[0]}" for name in names}
     progress = progress or Silent()
     written = []
-    with _new_folder(Path(folder)), contextlib.ExitStack() as stack:
+    if Path(folder).is_file():
+        raise OutputExistsError(f"{folder} is a file; name a folder")
+    with contextlib.ExitStack() as stack:
         for path in paths.values():
             check_output(path, force=force)
         for name in names:
@@ -251,21 +256,6 @@ def _companion(name: str, format: str) -> str:
         return format
     family = "vecs" if format.endswith("vecs") else "bin"
     return f"i{family}" if name == "neighbors" else f"f{family}"
-
-
-@contextlib.contextmanager
-def _new_folder(folder: Path) -> Iterator[None]:
-    """A folder that goes again, with those around it that were not there either, when the block fails."""
-    if folder.exists() and not folder.is_dir():
-        raise OutputExistsError(f"{folder} is a file; name a folder")
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        yield
-    except BaseException:
-        with contextlib.suppress(OSError):  # one that others have put something into stays
-            for path in missing:
-                path.rmdir()
-        raise
 
 
 def _check_benchmark(base: VectorFile, queries: VectorFile, truth: VectorFile, metric: str) -> None:

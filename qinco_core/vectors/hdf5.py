@@ -12,7 +12,7 @@ import numpy as np
 
 from qinco_core.errors import QincoError, UsageError, VectorFileError
 from qinco_core.hdf5 import HDF5Writer, create_hdf5
-from qinco_core.vectors.base import Append, Array, DType, Layout, Outline, Rows, check_dtype, check_shape
+from qinco_core.vectors.base import Append, Array, Layout, Outline, Rows, check_dtype, check_shape
 from qinco_core.vectors.mapped import MappedRows
 
 VECTORS = "train"
@@ -59,14 +59,14 @@ def read_ids(name: str, files: Sequence[Path], key: str | None) -> Array:
         return np.asarray(dataset[()])
 
 
-def tables(path: Path) -> dict[str, tuple[tuple[int, ...], DType]]:
-    """The shape and dtype of every 2-dimensional dataset of a file, by name.
+def tables(path: Path) -> list[str]:
+    """The names of the 2-dimensional datasets of a file.
 
     Raises:
         VectorFileError: no HDF5 file.
     """
     with _damage(str(path)), h5py.File(path, "r") as file:
-        return {d.name.lstrip("/"): (d.shape, d.dtype) for d in _datasets(file, 2)}
+        return [dataset.name.lstrip("/") for dataset in _datasets(file, 2)]
 
 
 @contextlib.contextmanager
@@ -162,7 +162,7 @@ def _contiguous(path: Path, dataset: Any, layout: Layout, name: str) -> MappedRo
         return None
     placed = Layout(layout.dtype, layout.D, layout.count, offset=offset)
     with path.open("rb") as handle:
-        return MappedRows(handle, placed, layout.count, name)
+        return MappedRows(handle, placed, name)
 
 
 @contextlib.contextmanager

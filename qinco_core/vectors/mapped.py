@@ -20,9 +20,9 @@ from qinco_core.vectors.base import Array, DType, Layout
 class MappedRows:
     """`Rows` of an open file, of which its own descriptor is kept; `layout.count` must be known."""
 
-    def __init__(self, handle: BinaryIO, layout: Layout, count: int, name: str) -> None:
+    def __init__(self, handle: BinaryIO, layout: Layout, name: str) -> None:
         self.layout = layout
-        self._count = count
+        self._count = layout.count or 0
         self._name = name
         self._descriptor = os.dup(handle.fileno())
         weakref.finalize(self, os.close, self._descriptor)

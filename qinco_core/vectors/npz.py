@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import lzma
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -28,17 +29,9 @@ _SUFFIX = ".npy"
 _BLOCK_BYTES = 8 << 20
 _LOCAL_HEADER = 30
 # what zipfile raises on damaged or foreign archives
-_DAMAGE = (
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-    EOFError,
-    OSError,
-    RuntimeError,
-    ValueError,
-    LookupError,
-    ArithmeticError,
-    MemoryError,
+DAMAGE = (
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, OSError, EOFError),
+    *(RuntimeError, ValueError, LookupError, TypeError, ArithmeticError, MemoryError),
 )
 
 
@@ -86,7 +79,7 @@ def _damage(name: str) -> Iterator[None]:
         yield
     except QincoError:
         raise
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise VectorFileError(
             f"{name} cannot be read as npz ({error}); it is damaged, or of another format: name it with --format"
         ) from error
@@ -141,22 +134,20 @@ def _stored(path: Path, member: zipfile.ZipInfo, layout: Layout, label: str) -> 
         end = offset + (layout.count or 0) * layout.row_bytes
         if head[:4] != b"PK\x03\x04" or end > path.stat().st_size:
             raise VectorFileError(f"{label} is damaged: it goes on after the archive's end; save it again")
-        return MappedRows(handle, dataclasses.replace(layout, offset=offset), layout.count or 0, label)
+        return MappedRows(handle, dataclasses.replace(layout, offset=offset), label)
 
 
 def _unpacked(archive: zipfile.ZipFile, member: zipfile.ZipInfo, layout: Layout, label: str) -> MappedRows:
     """The rows in a temporary file."""
-    # column after column in Fortran order: what is contiguous is a row of D' = N
-    rows, width = (layout.D, layout.count or 0) if layout.fortran else (layout.count or 0, layout.D)
-    row_bytes = width * layout.dtype.itemsize
-    step = max(1, _BLOCK_BYTES // row_bytes)
-    spill = Spill(Layout(layout.dtype, width, None), label)
+    # number after number, for a column, which is contiguous in Fortran order, may be large
+    numbers, size = (layout.count or 0) * layout.D, layout.dtype.itemsize
+    step = _BLOCK_BYTES // size
+    spill = Spill(Layout(layout.dtype, 1, None), label)
     with archive.open(member) as handle:
         handle.read(layout.offset)
-        for at in range(0, rows, step):
-            n = min(step, rows - at)
-            data = read_up_to(handle, n * row_bytes)
-            spill.write(at, np.frombuffer(data, layout.dtype).reshape(n, width))
+        for at in range(0, numbers, step):
+            n = min(step, numbers - at)
+            spill.write(at, np.frombuffer(read_up_to(handle, n * size), layout.dtype).reshape(n, 1))
         handle.read(1)  # past the end: the checksum is compared
     return spill.place(dataclasses.replace(layout, dtype=layout.native, offset=0))
 

@@ -8,6 +8,7 @@ so do ranges that begin inside a row group, from the second one on.
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
 import threading
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from qinco_core.errors import VectorFileError
+from qinco_core.files import write_all
 from qinco_core.vectors.base import Append, Array, Layout, Outline, Rows, refuse_signature
 from qinco_core.vectors.columns import (
     Column,
@@ -136,9 +138,10 @@ class ParquetRows:
         if not len(out):
             return out
         with self._lock:
-            if start != self._at:
+            at, self._at = self._at, -1  # a failure leaves no place to read on from
+            if start != at:
                 self._seek(start)
-            self._at, filled = -1, 0  # a failure leaves no place to read on from
+            filled = 0
             while filled < len(out):
                 piece = self._next(len(out) - filled)
                 out[filled : filled + len(piece)] = piece
@@ -231,15 +234,23 @@ def write_rows(handle: BinaryIO, outline: Outline) -> Iterator[Append]:
     """Write a Parquet file in row groups of about 64 MiB, with checksums."""
     schema = output_schema(outline)
     most = max(1, _GROUP_BYTES // outline.layout.row_bytes)
+    # after a failure the library writes a footer that makes the file look whole: it writes here, and goes no further
+    made = io.BytesIO()
     writer = pq.ParquetWriter(
-        handle, schema, compression="zstd", compression_level=1, use_dictionary=False, write_page_checksum=True
+        made, schema, compression="zstd", compression_level=1, use_dictionary=False, write_page_checksum=True
     )
     waiting: list[Any] = []
+
+    def send() -> None:
+        write_all(handle, made.getvalue())
+        made.seek(0)
+        made.truncate()
 
     def flush() -> None:
         if waiting:
             writer.write_table(pa.Table.from_batches(waiting, schema), row_group_size=most)
             waiting.clear()
+            send()
 
     def append(block: Array, ids: Array | None) -> None:
         for at in range(0, len(block), most):
@@ -249,12 +260,7 @@ def write_rows(handle: BinaryIO, outline: Outline) -> Iterator[Append]:
             # the caller may use the memory of the block again
             waiting.append(output_batch(schema, block[part].copy(), None if ids is None else ids[part].copy()))
 
-    try:
-        yield append
-        flush()
-        writer.close()
-    finally:
-        if writer.is_open:  # after a failure; else its end would write, and fail, again
-            with contextlib.suppress(Exception):
-                writer.close()
-            writer.is_open = False
+    yield append
+    flush()
+    writer.close()
+    send()

@@ -32,7 +32,7 @@ def open_rows(
     """
     with files[0].open("rb") as handle:
         layout = _fit(read_header(handle, name), files[0].stat().st_size, format, name)
-        rows = MappedRows(handle, layout, layout.count or 0, name)
+        rows = MappedRows(handle, layout, name)
     if layout.prefixed and layout.count:
         rows.fetch(layout.count - 1, layout.count)  # tells a wrong format before any work starts
     return rows, key

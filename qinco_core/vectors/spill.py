@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from qinco_core.files import storage_errors
+from qinco_core.files import storage_errors, write_all
 from qinco_core.vectors.base import Append, Array, Layout, Outline, WriteRows
 from qinco_core.vectors.mapped import MappedRows
 
@@ -38,11 +38,10 @@ class Spill:
         Raises:
             StorageError: no room is left in $TMPDIR.
         """
-        raw = np.ascontiguousarray(block, self._layout.dtype).reshape(-1).view(np.uint8).data
+        raw = np.ascontiguousarray(block, self._layout.dtype).reshape(-1).view(np.uint8)
         with storage_errors(self._where):
             self._file.seek(row * self._layout.row_bytes)
-            while raw:
-                raw = raw[self._file.write(raw) :]
+            write_all(self._file, raw)
 
     def fileno(self) -> int:
         """The descriptor of the file."""
@@ -54,7 +53,7 @@ class Spill:
 
     def place(self, layout: Layout) -> MappedRows:
         """What was written, as rows of a layout with a count."""
-        return MappedRows(self._file, layout, layout.count or 0, self._name)
+        return MappedRows(self._file, layout, self._name)
 
 
 def with_count(write: WriteRows) -> WriteRows:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from qinco_core.errors import DimensionError, UsageError, VectorFileError
-from qinco_core.files import atomic_output, storage_errors, write_all
+from qinco_core.files import atomic_output, storage_errors
 from qinco_core.vectors.base import DTYPES, MAX_D, Append, Array, DType, Outline, check_dtype, check_finite
 from qinco_core.vectors.formats import FORMATS, Format, detect_format, split_key
+from qinco_core.vectors.pipe import Outlet
 
 _BLOCK_ROWS = 65_536
 
@@ -57,7 +57,7 @@ class VectorWriter:
             raise VectorFileError(f"{self.name}: {count} vectors were announced, more were given")
         rows = range(self.written, self.written + len(block))
         converted = _convert(block, self.dtype, rows, self.name)
-        if not np.can_cast(block.dtype, self.dtype):
+        if not _exact(block.dtype, self.dtype):
             with np.errstate(invalid="ignore"):
                 self.changed += int(np.count_nonzero(converted.astype(block.dtype) != block))
         self._append(converted, self._ids(ids, len(block)))
@@ -120,7 +120,7 @@ def open_writer(
             handle: BinaryIO = stack.enter_context(temporary.open("wb"))
         else:
             stack.enter_context(storage_errors(name))
-            handle = _Outlet(target)
+            handle = Outlet(target)
         writer = VectorWriter(outline, stack.enter_context(chosen.write(handle, outline)))
         yield writer
         writer.check()
@@ -140,20 +140,6 @@ def output_path(target: str | Path, format: str | None = None) -> Path:
 
 def _split(target: str | Path, format: Format) -> tuple[Path, str | None]:
     return split_key(target) if format.key else (Path(target), None)
-
-
-class _Outlet(io.RawIOBase, BinaryIO):
-    """A pipe that others may close, and that takes all bytes, over one that stays open."""
-
-    def __init__(self, handle: BinaryIO) -> None:
-        self._handle = handle
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        write_all(self._handle, data)
-        return memoryview(data).nbytes
 
 
 def pipeable() -> list[str]:
@@ -198,6 +184,11 @@ def _outline(format: Format, asked: Outline) -> Outline:
     return dataclasses.replace(asked, dtype=format.stored(dtype).newbyteorder("<"))
 
 
+def _exact(given: DType, kept: DType) -> bool:
+    """Whether every number of one type is one of the other; int64 in float64, which numpy calls safe, is not."""
+    return np.can_cast(given, kept) and not (given.kind == "i" and given.itemsize == 8 and kept.kind == "f")
+
+
 def _convert(block: Array, dtype: DType, rows: range, name: str) -> Array:
     """The block as `dtype`: integers are rounded, bytes clipped too, and what cannot be is refused."""
     check_dtype(name, block.dtype)
@@ -209,7 +200,8 @@ def _convert(block: Array, dtype: DType, rows: range, name: str) -> Array:
             converted = block.astype(dtype)
         check_finite(converted, rows, name)
         return converted
-    block = np.rint(block) if block.dtype.kind == "f" else block.astype(np.int64)
+    # in float64, for the limits below are infinite in float16
+    block = np.rint(block.astype(np.float64)) if block.dtype.kind == "f" else block.astype(np.int64)
     limits = np.iinfo(dtype)
     if dtype.itemsize == 1:
         block = np.clip(block, limits.min, limits.max)

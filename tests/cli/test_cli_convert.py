@@ -96,6 +96,30 @@ def test_ids_in_and_out(base: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(pq.read_table(tmp_path / "z.parquet")["id"].to_numpy(), ids)
 
 
+def test_ids_beside_vectors_whose_format_is_named(base: Path, tmp_path: Path) -> None:
+    named = ["--format", "parquet", "--limit", 20, "-q"]
+    (tmp_path / "x.data").symlink_to(base)
+    done("convert", tmp_path / "x.data", tmp_path / "x.fvecs", "--ids-out", tmp_path / "x.npy", *named)
+    (tmp_path / "both").mkdir()
+    (tmp_path / "both" / "a.parquet").symlink_to(base)
+    (tmp_path / "both" / "a.feather").touch()
+    both = f"{tmp_path}/both"
+    done("convert", both, tmp_path / "y.arrow", "--ids", f"{both}::id", "--ids-out", tmp_path / "y.npy", *named)
+    for name in ("x.npy", "y.npy"):
+        np.testing.assert_array_equal(np.load(tmp_path / name), read_ids(base)[:20])
+    ended = run("convert", BASE, tmp_path / "z.npy", "--format", "u8bin", "--ids-out", tmp_path / "z-ids.npy")
+    assert (ended.code, "u8bin files hold no ids; name a file of npy, hdf5" in ended.complaint) == (2, True)
+
+
+@pytest.mark.parametrize("count", [499, 501])
+def test_ids_for_another_number_of_vectors_than_come(count: int, tmp_path: Path) -> None:
+    np.save(tmp_path / "ids.npy", np.arange(count))
+    beside = ["--ids", tmp_path / "ids.npy", "--ids-out", tmp_path / "out.npy"]
+    ended = run("convert", "-", tmp_path / "x.fvecs", "--format", "fvecs", *beside, stdin=QUERIES.read_bytes())
+    assert (ended.code, f"{count} ids for 500 vectors of <stdin>" in ended.complaint) == (2, True)
+    assert list(contents(tmp_path)) == ["ids.npy"]
+
+
 def test_ann_benchmarks_files_whole(tmp_path: Path) -> None:
     made = ["convert", BASE, tmp_path / "x.hdf5", "--queries", QUERIES, "--groundtruth", TRUTH, "--distances"]
     report = json.loads(done(*made, "--json", "-q").text)
@@ -189,6 +213,14 @@ def test_a_full_disk(name: str, tmp_path: Path) -> None:
     small = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))  # noqa: E731
     ended = spawn("convert", BASE, tmp_path / name, preexec_fn=small)
     assert (ended.code, f"no room left to write {tmp_path / name}" in ended.complaint) == (1, True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_too_small_for_the_ids(base: Path, tmp_path: Path) -> None:
+    small = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # noqa: E731
+    ids = tmp_path / "ids.npy"
+    ended = spawn("convert", base, tmp_path / "x.npy", "--ids-out", ids, preexec_fn=small)
+    assert (ended.code, f"no room left to write {ids}" in ended.complaint) == (1, True)
     assert not list(tmp_path.iterdir())
 
 

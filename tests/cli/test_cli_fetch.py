@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from command_line import BASE, LEARN, QUERIES, SIZES, TRUTH, done, environment, finish, run, start, wait_until
 
+from qinco_cli import evaluate
 from qinco_core.store import Store
 from qinco_core.vectors import open_vectors, write_vectors
 
@@ -126,6 +127,16 @@ def test_list(here: Surroundings, web: Web) -> None:
         "MiB",
         "queries",
     ]
+
+
+def test_a_users_file_that_is_not_there_is_not_here(here: Surroundings) -> None:
+    here.register("[datasets.mine]\ndim = 4\nbase = 'nowhere.npy'")
+    listed = {one["name"]: one for one in json.loads(done("fetch", "--list", "--json").out)}
+    assert listed["mine"]["here"] == []
+    text = done("fetch", "mine", "--dry-run", "--force").text
+    assert f"mine base    missing, {here.folder}/nowhere.npy" in text
+    found = json.loads(done("fetch", "mine", "--dry-run", "--json").out)
+    assert (found["files"][0]["state"], found["bytes"], found["unknown"]) == ("missing", 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -259,8 +270,32 @@ def test_eval_baselines_are_trained_on_the_sets_training_part(model: Path) -> No
     assert named["scaled_mse"] == pytest.approx(1e-4 * named["mse"])
 
 
+def test_eval_baselines_get_no_more_training_vectors_than_the_model(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("faiss")
+    options = ("--dataset", "sift", "--baseline", "PQ", "--limit", 300, "--model", model, "--threads", 1)
+    ended = done("eval", *options)
+    assert "baselines get the first 2,700 training vectors of sift; for more, use --train" in ended.err
+    assert "training PQ on 2,700 vectors" in ended.err
+    ended = done("eval", *options, "--train", "sift")
+    assert "baselines get" not in ended.err
+    assert "training PQ on 3,000 vectors" in ended.err
+    monkeypatch.setattr(evaluate, "_MOST_TRAINING", 500)
+    assert "training PQ on 500 vectors" in done("eval", *options).err
+
+
+def test_eval_on_a_data_set_whose_name_a_folder_has(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sift").mkdir()
+    found = json.loads(done("eval", "--dataset", "sift", "--model", model, "--threads", 1, "-q", "--json").out)
+    assert (found["vectors"], found["count"], found["dataset"]) == (str(BASE), 1000, "sift")
+
+
 def test_eval_on_a_file_of_ann_benchmarks(model: Path, tmp_path: Path) -> None:
-    path = tmp_path / "sift.hdf5"
+    path = tmp_path / "sift.data"  # its content tells, not its name
     with (
         open_vectors(BASE, limit=500) as base,
         open_vectors(QUERIES, limit=20) as queries,

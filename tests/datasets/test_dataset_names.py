@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from servers import Surroundings, Web
 
-from qinco_core.datasets import dataset, fetch, find_dataset, open_named, published_file
+from qinco_core.datasets import cache_root, dataset, fetch, find_dataset, open_named, published_file
 from qinco_core.errors import ChecksumError, DimensionError, InputNotFoundError, UsageError, VectorFileError
 from qinco_core.vectors import open_vectors, write_vectors
 
@@ -163,6 +163,12 @@ def test_a_fetched_file_whose_size_has_changed_is_not_used(here: Surroundings, w
         open_named("mine", "base")
 
 
+def test_the_cache_of_the_platform(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("QINCO_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_root() == tmp_path / "qinco"
+
+
 @pytest.fixture
 def ann(tmp_path: Path) -> Path:
     """A file as ann-benchmarks has them."""
@@ -183,8 +189,7 @@ def test_a_file_of_ann_benchmarks_is_a_data_set(ann: Path) -> None:
     assert found.base().shape == (500, 128)
     assert found.queries().shape == (20, 128)
     assert found.groundtruth().shape == (20, 5)
-    assert found.word("queries") == f"{ann}::test"
-    assert found.word("train") is None
+    assert found.queries().name == f"{ann}::test"
     with pytest.raises(UsageError, match="has no part 'train'"):
         found.train()
 
@@ -199,7 +204,6 @@ def test_several_parts_of_one_fetched_hdf5_file(ann: Path, here: Surroundings, w
     (one,) = fetch("mine", parts=["base"])
     assert one.parts == ("base", "queries")
     assert dataset("mine").queries().shape == (20, 128)
-    assert dataset("mine").word("queries") == "mine::queries"
     assert len(web.requests) == 1
 
 

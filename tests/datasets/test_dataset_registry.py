@@ -137,6 +137,7 @@ def test_the_users_own_file_in_the_configuration_folder(here: Surroundings, tmp_
         ("[[files]]\nname='a-{x}'\nkind='model'\nsource='http://h/{name}'", r"files.0: values: the name a-{x}"),
         ("[[files]]\nname='a'\nkind='model'\nsource='http://h/{y}'", r"files.0: source: {y} is no field"),
         ("[[files]]\nname='a'\nkind='thing'\nsource='http://h/a'", r"files.0.kind: "),
+        ("[[files]]\nname='a'\nkind='codes'\nsource='http://h/a.npz'", r"files.0.kind: "),
         (
             "[[files]]\nname='a-{x}'\nkind='model'\nsource='http://h/{x}'\nvalues={x=['1']}\nsha256='" + 64 * "0" + "'",
             r"files.0: sha256: is of one file",
@@ -156,7 +157,9 @@ def test_the_users_own_file_in_the_configuration_folder(here: Surroundings, tmp_
         ),
         ("[datasets.a]\ndim=4\nbase='http://h/..'", r"base: source: files in the cache cannot be called \.\."),
         ("[datasets.a]\ndim=4\nbase='http://h/%2e%2E'", r"base: source: files in the cache cannot be called \.\."),
-        ("[datasets.a]\ndim=4\nbase={source='http://h/b.tar', member='x/..'}", r"cannot be called \.\."),
+        ("[datasets.a]\ndim=4\nbase={source='http://h/b.tar', member='..'}", r"cannot be called \.\."),
+        ("[datasets.a]\ndim=4\nbase={source='http://h/b.tar', member='x/..'}", r"member: \. is no file of an archive"),
+        ("[datasets.a]\ndim=4\nbase={source='http://h/b.tar', member='/'}", r"member: / is no file of an archive"),
         ("[datasets.a]\ndim=4\nbase={source='http://h/b.tar', member='.lock'}", r"cannot be called .lock"),
         ("[datasets.a]\ndim=4\nbase='http://h/checksums.json'", r"cannot be called checksums.json, which is kept"),
         ("[datasets.a]\ndim=4\nbase='http://h/checksums.json.gz'", r"cannot be called checksums.json"),

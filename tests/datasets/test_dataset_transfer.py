@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from servers import Ftp, Surroundings, Web, serve_http
 
-from qinco_core.datasets import Fetched, fetch
+from qinco_core.datasets import Fetched, fetch, plan
 from qinco_core.datasets.cache import locked
 from qinco_core.errors import ChecksumError, DownloadError, StorageError
 from qinco_core.progress import Silent
@@ -257,6 +257,15 @@ def test_an_ftp_file_that_changed_meanwhile(here: Surroundings, ftp: Ftp) -> Non
     assert fetched().path.read_bytes() == changed
 
 
+@pytest.mark.parametrize("url", ["ftp://a..b/thing.pt", "http://a..b/thing.pt"])
+def test_a_server_that_cannot_be(url: str, here: Surroundings) -> None:
+    here.register(FILE.format(url=url))
+    with pytest.raises(DownloadError, match=f"{url} cannot be fetched .*; check the address"):
+        fetched()
+    (row,) = plan("thing")
+    assert "check the address" in row.note
+
+
 def test_an_ftp_server_without_the_file(here: Surroundings, ftp: Ftp) -> None:
     offer(here, ftp)
     (ftp.folder / "thing.pt").unlink()
@@ -395,6 +404,8 @@ def test_ctrl_c_keeps_what_has_come(here: Surroundings, web: Web) -> None:
         def advance(self, amount: float, **_: float) -> None:
             super().advance(amount)
             if self.done[-1] > 0.1:
+                # what a kill would leave
+                assert left(here) == {".lock", "thing.pt.partial", "thing.pt.partial.json"}
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

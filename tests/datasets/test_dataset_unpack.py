@@ -97,6 +97,27 @@ def test_one_archive_for_several_parts_comes_once(mode: str, here: Surroundings,
     assert len(web.requests) == 2
 
 
+def test_two_spellings_of_one_member(here: Surroundings, web: Web) -> None:
+    web.files["x.tar"] = tar({"s/a.fvecs": fvecs(ROWS)}, "w")
+    members = {"base": "s/a.fvecs", "train": "./s/a.fvecs", "queries": "s/t/../a.fvecs"}
+    here.register(
+        SET + "\n".join(f'{part} = {{ source = "{web.url("x.tar")}", member = "{m}" }}' for part, m in members.items())
+    )
+    (found,) = fetch("small")
+    assert (found.parts, found.path.name) == (("train", "base", "queries"), "a.fvecs")
+    assert set(json.loads((found.path.parent / "checksums.json").read_text())) == {"a.fvecs", "x.tar"}
+    assert dataset("small").train().shape == (6, 4)
+
+
+def test_the_size_of_what_is_packed_and_here_is_not_asked_for(here: Surroundings, web: Web) -> None:
+    web.files["base.fvecs.gz"] = gzip.compress(fvecs(ROWS))
+    here.register(SET + f'base = "{web.url("base.fvecs.gz")}"')
+    fetch("small")
+    (row,) = plan("small")
+    assert (row.state, row.bytes, row.unpacked) == ("here", len(web.files["base.fvecs.gz"]), len(fvecs(ROWS)))
+    assert len(web.requests) == 1
+
+
 def test_an_archive_decides_neither_where_nor_what(here: Surroundings, web: Web, tmp_path) -> None:
     here.register(SET + f'base = {{ source = "{web.url("x.tar")}", member = "../../base.fvecs" }}')
     web.files["x.tar"] = tar({"../../base.fvecs": fvecs(ROWS)}, "w")

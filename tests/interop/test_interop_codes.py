@@ -2,26 +2,44 @@
 
 from __future__ import annotations
 
+import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from qinco_core.api import Codec
-from qinco_core.errors import ForeignFileError, LineageError, OutputExistsError, QincoError
+from qinco_core.errors import ForeignFileError, LineageError, OutputExistsError, QincoError, UsageError
 from qinco_core.interop.codes import export_codes, import_codes, read_published
 from qinco_core.interop.detect import detect
 from qinco_core.interop.models import import_model
-from qinco_core.progress import Silent
-from qinco_core.store import load_model, open_codes
+from qinco_core.progress import Progress, Silent
+from qinco_core.store import create_codes, load_model, open_codes, partial_path
 
 MODELS = Path(__file__).parents[1] / "codec" / "golden"
 EXPECTED = np.load(MODELS / "ivf_q2.expected.npz")
 
 
-def bring(db: Path, codec: Codec, out: Path) -> int:
+class Stop(Silent):
+    """Interrupts the work called so."""
+
+    def __init__(self, work: str) -> None:
+        self._work = work
+        self._now = ""
+
+    def begin(self, what: str, total: float | None, unit: str) -> None:
+        self._now = what
+
+    def advance(self, amount: float, **figures: float) -> None:
+        if self._now == self._work and amount:
+            raise KeyboardInterrupt
+
+
+def bring(db: Path, codec: Codec, out: Path, progress: Progress | None = None, *, force: bool = False) -> int:
     assert codec.header is not None
-    return import_codes(read_published(db), codec.config, codec.header, out, progress=Silent(), force=False)[1]
+    published = read_published(db)
+    return import_codes(published, codec.config, codec.header, out, progress=progress or Silent(), force=force)[1]
 
 
 def test_published_codes_are_those_of_their_vectors(db: Path, ivf_codec: Codec, tmp_path: Path) -> None:
@@ -115,19 +133,98 @@ def test_a_wrong_part(codes: np.ndarray, said: str, db: Path, ivf_codec: Codec, 
 def test_an_export_replaces_all_of_an_earlier_one(db: Path, ivf_codec: Codec, tmp_path: Path) -> None:
     bring(db, ivf_codec, tmp_path / "codes.h5")
     out = tmp_path / "out" / "a[1].npz"
-
-    class Stop(Silent):
-        def advance(self, amount: float, **figures: float) -> None:
-            raise KeyboardInterrupt
-
     with open_codes(tmp_path / "codes.h5") as codes:
         export_codes(codes, out, part_rows=700, progress=Silent(), force=False)
         files = export_codes(codes, out, part_rows=2000, progress=Silent(), force=True)
-        assert sorted(out.parent.iterdir()) == sorted(files)
+        before = contents(out.parent)
+        assert sorted(before) == sorted(files)
         with pytest.raises(KeyboardInterrupt):
-            export_codes(codes, out, part_rows=1000, progress=Stop(), force=True)
-    # nothing that could be taken for a whole set of codes
+            export_codes(codes, out, part_rows=1000, progress=Stop("exporting"), force=True)
+        with pytest.raises(UsageError, match="a part of 0 codes"):
+            export_codes(codes, out, part_rows=0, progress=Silent(), force=True)
+    assert contents(out.parent) == before
+
+
+def test_when_putting_in_place_fails_nothing_is_taken_for_a_whole_set(
+    db: Path, ivf_codec: Codec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bring(db, ivf_codec, tmp_path / "codes.h5")
+    out = tmp_path / "out" / "a.npz"
+
+    def failing(temporary: Path, path: Path) -> None:
+        if path == out.with_name("a.part_0.npz"):
+            raise OSError("the disk is gone")
+        temporary.replace(path)
+
+    with open_codes(tmp_path / "codes.h5") as codes:
+        export_codes(codes, out, part_rows=2000, progress=Silent(), force=False)
+        monkeypatch.setattr("qinco_core.files.commit", failing)
+        with pytest.raises(OSError, match="gone"):
+            export_codes(codes, out, part_rows=1000, progress=Silent(), force=True)
     assert not out.exists()
+    assert not [path for path in out.parent.iterdir() if path.suffix == ".tmp"]
+
+
+def test_an_export_touches_nothing_but_its_own_files(db: Path, ivf_codec: Codec, tmp_path: Path) -> None:
+    bring(db, ivf_codec, tmp_path / "codes.h5")
+    place = tmp_path / "out"
+    place.mkdir()
+    for name in ("base.part_of_speech.npz", "base.part_007.npz", "database.part_7.npz", "base.part_7.npz"):
+        (place / name).write_bytes(b"mine")
+    before = contents(place)
+    with open_codes(tmp_path / "codes.h5") as codes:
+        with pytest.raises(OutputExistsError, match=r"base\.part_7\.npz exists"):
+            export_codes(codes, place / "base.npz", part_rows=5000, progress=Silent(), force=False)
+        assert contents(place) == before
+        files = export_codes(codes, place / "base.npz", part_rows=5000, progress=Silent(), force=True)
+    assert contents(place).keys() == before.keys() - {place / "base.part_7.npz"} | set(files)
+
+
+def test_an_interrupted_import_leaves_nothing(db: Path, ivf_codec: Codec, tmp_path: Path) -> None:
+    many(db)
+    before = contents(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        bring(db, ivf_codec, tmp_path / "new" / "sub" / "codes.h5", Stop("importing"))
+    assert contents(tmp_path) == before
+
+
+def test_what_a_killed_import_left_is_no_obstacle(db: Path, ivf_codec: Codec, tmp_path: Path) -> None:
+    count = many(db)
+    out, kept = tmp_path / "codes.h5", tmp_path / "kept"
+
+    class Killed(Stop):
+        def advance(self, amount: float, **figures: float) -> None:
+            try:
+                super().advance(amount)
+            except KeyboardInterrupt:
+                shutil.copy(partial_path(out), kept)
+                raise
+
+    with pytest.raises(KeyboardInterrupt):
+        bring(db, ivf_codec, out, Killed("importing"))
+    kept.rename(partial_path(out))
+    assert bring(db, ivf_codec, out) == count
+    assert not partial_path(out).exists()
+    bring(db, ivf_codec, tmp_path / "at_once.h5")
+    with open_codes(out) as a, open_codes(tmp_path / "at_once.h5") as b:
+        assert a.header.fingerprint == b.header.fingerprint
+
+
+def test_an_unfinished_encoding_is_not_dropped_without_force(db: Path, ivf_codec: Codec, tmp_path: Path) -> None:
+    bring(db, ivf_codec, tmp_path / "codes.h5")
+    with open_codes(tmp_path / "codes.h5") as codes:
+        spec, rows = codes.spec.model_copy(update={"encoder": {"A": 8}}), codes.rows(0, 1000)
+    out = tmp_path / "again.h5"
+    job = create_codes(out, spec=spec, count=3000, with_ids=False, source_stamp="vectors", chunk_rows=1000)
+    with pytest.raises(KeyboardInterrupt), job:
+        job.append(rows.codes, None, rows.lists)
+        raise KeyboardInterrupt
+    unfinished = partial_path(out).read_bytes()
+    with pytest.raises(LineageError, match=r"begun for another job .*start over with --force"):
+        bring(db, ivf_codec, out)
+    assert partial_path(out).read_bytes() == unfinished
+    assert bring(db, ivf_codec, out, force=True) == 3000
+    assert not partial_path(out).exists()
 
 
 def test_a_flipped_bit_is_noticed(db: Path, ivf_codec: Codec, tmp_path: Path) -> None:
@@ -140,6 +237,18 @@ def test_a_flipped_bit_is_noticed(db: Path, ivf_codec: Codec, tmp_path: Path) ->
     refuse(db, ivf_codec, tmp_path, "does not have its checksum", "ivf_db.part_0.npz")
 
 
+def test_a_flipped_bit_of_lzma_is_noticed(db: Path, ivf_codec: Codec, tmp_path: Path) -> None:
+    part = db.with_name("ivf_db.part_0.npz")
+    with zipfile.ZipFile(part) as archive:
+        content = archive.read("codes.npy")
+    with zipfile.ZipFile(part, "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("codes.npy", content)
+    packed = bytearray(part.read_bytes())
+    packed[len(packed) // 2] ^= 1
+    part.write_bytes(packed)
+    refuse(db, ivf_codec, tmp_path, "is damaged", "ivf_db.part_0.npz")
+
+
 def test_damaged_files(db: Path, ivf_codec: Codec, tmp_path: Path) -> None:
     part = db.with_name("ivf_db.part_0.npz")
     whole = part.read_bytes()
@@ -150,10 +259,22 @@ def test_damaged_files(db: Path, ivf_codec: Codec, tmp_path: Path) -> None:
     refuse(db, ivf_codec, tmp_path, "was cut")
 
 
+def many(db: Path) -> int:
+    """Make the published codes so many that an import is done by several batches and chunks; returns how many."""
+    part = db.with_name("ivf_db.part_0.npz")
+    codes = np.tile(np.load(part)["codes"], (24, 1))
+    np.savez(part, codes=codes)
+    return len(codes)
+
+
+def contents(place: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in place.iterdir()}
+
+
 def refuse(db: Path, codec: Codec, tmp_path: Path, said: str, name: str = "ivf_db.npz") -> None:
     """The import fails, names the file and what is wrong, and writes nothing."""
     with pytest.raises(QincoError) as caught:
-        bring(db, codec, tmp_path / "codes.h5")
+        bring(db, codec, tmp_path / "new" / "sub" / "codes.h5")
     assert str(caught.value).startswith(str(db.with_name(name)))
     assert said in str(caught.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ivf_db.npz", "ivf_db.part_0.npz"]

@@ -11,6 +11,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import safetensors.numpy
+import safetensors.torch
 import torch
 from torch import nn
 
@@ -82,6 +83,11 @@ def put(shared: Path, name: str, value: np.ndarray | None) -> None:
     safetensors.numpy.save_file(tensors, shared / "model.safetensors")
 
 
+def put_torch(shared: Path, name: str, value: torch.Tensor) -> None:
+    tensors = safetensors.torch.load_file(shared / "model.safetensors")
+    safetensors.torch.save_file({**tensors, name: value}, shared / "model.safetensors")
+
+
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
@@ -89,6 +95,8 @@ def put(shared: Path, name: str, value: np.ndarray | None) -> None:
         (lambda s: put(s, "extra", np.zeros(3, np.float32)), "tensor extra is unknown"),
         (lambda s: put(s, "mean", np.zeros(3, np.float32)), r"tensor mean has shape \(3,\), not \(48,\)"),
         (lambda s: put(s, "mean", np.zeros(48, np.int32)), "the tensor mean is of int32, not of floats"),
+        (lambda s: put_torch(s, "mean", torch.zeros(48).to(torch.float8_e4m3fn)), "numpy cannot hold .*as float32"),
+        (lambda s: put_torch(s, "mean", torch.zeros(48).to(torch.bfloat16)), "numpy cannot hold .*as float32"),
         (lambda s: edit(s, lambda d: d["training"].update(mse=float("nan"))), "is no JSON .*NaN"),
         (lambda s: edit(s, lambda d: d.update(parents=[1])), "its parents are not kinds and fingerprints"),
         (lambda s: put(s, "mean", np.full(48, np.nan, np.float32)), "tensor mean holds NaN"),
@@ -106,7 +114,7 @@ def put(shared: Path, name: str, value: np.ndarray | None) -> None:
 def test_a_spoilt_folder_is_refused(spoil: Callable[[Path], None], said: str, shared: Path, tmp_path: Path) -> None:
     spoil(shared)
     with pytest.raises(QincoError, match=said):
-        import_model(detect(shared), tmp_path / "model.h5")
+        import_model(detect(shared), tmp_path / "new" / "sub" / "model.h5")
     assert [path.name for path in tmp_path.iterdir()] == ["my-model"]
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import zipfile
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 from vector_cases import ramp
 
 from qinco_core.errors import UsageError, VectorFileError
-from qinco_core.vectors import open_vectors
+from qinco_core.vectors import npz, open_vectors, read_ids
 
 
 @pytest.mark.parametrize(
@@ -46,6 +47,28 @@ def test_damaged_archives(save: object, tmp_path: Path) -> None:
     path.write_bytes(ramp(50, 8, "<f4").tobytes())
     with pytest.raises(VectorFileError, match="cannot be read as npz"):
         open_vectors(path)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_compressed_arrays_are_unpacked_piece_by_piece(order: str, tmp_path: Path) -> None:
+    array = np.asarray(ramp(50, 7, "<f4"), order=order)
+    np.savez_compressed(tmp_path / "x.npz", x=array)
+    with (
+        mock.patch.object(npz, "_BLOCK_BYTES", 48),  # less than a column, more than a row
+        mock.patch.object(npz, "read_up_to", wraps=npz.read_up_to) as read,
+        open_vectors(tmp_path / "x.npz") as vectors,
+    ):
+        np.testing.assert_array_equal(vectors.read(0, 50), array)
+    assert max(call.args[1] for call in read.call_args_list) == 48
+
+
+def test_a_header_of_a_type_that_numpy_does_not_know(tmp_path: Path) -> None:
+    member = io.BytesIO()
+    np.save(member, np.arange(3))
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr("ids.npy", member.getvalue().replace(b"<i8", b"<i9"))
+    with pytest.raises(VectorFileError, match=r"x\.npz cannot be read as npz"):
+        read_ids(tmp_path / "x.npz")
 
 
 def test_archives_packed_in_other_ways(tmp_path: Path) -> None:

@@ -152,8 +152,12 @@ def test_what_is_lost_is_counted(tmp_path: Path) -> None:
         (np.array([[1, 1 << 24, (1 << 24) + 1]], "i8"), "fvecs", 1),
         (np.array([[0.1, 0.5]]), "fbin", 1),
         (np.array([[1, 200]], "u1"), "i8bin", 1),
+        (np.array([[1.25, 60_000]], "f2"), "ivecs", 1),
+        (np.array([[1, 1 << 53, (1 << 53) + 1, (1 << 63) - 1]], "i8"), "npy", 2),
+        (np.array([[0, (1 << 31) - 1]], "i4"), "npy", 0),
     ):
-        with open_writer(tmp_path / "x", D=array.shape[1], dtype=array.dtype, format=target, force=True) as writer:
+        dtype = np.float64 if target == "npy" else array.dtype
+        with open_writer(tmp_path / "x", D=array.shape[1], dtype=dtype, format=target, force=True) as writer:
             writer.append(array)
         assert writer.changed == changed
 
@@ -175,6 +179,50 @@ def test_a_failure_leaves_nothing(format: str, tmp_path: Path) -> None:
 def test_a_full_pipe_is_told_as_such(format: str) -> None:
     with Path("/dev/full").open("wb", buffering=0) as full, pytest.raises(StorageError, match="no room left"):
         write_vectors(full, ramp(30, 5, "<f4"), format=format)
+
+
+class Interrupted(io.BytesIO):
+    """A pipe during one of whose writes Ctrl-C comes."""
+
+    def __init__(self, write: int) -> None:
+        super().__init__()
+        self.writes_left = write
+
+    def write(self, data: object) -> int:  # type: ignore[override]
+        self.writes_left -= 1
+        if self.writes_left == 0:
+            raise KeyboardInterrupt
+        return super().write(data)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("format", ["parquet", "arrow", "npz"])
+def test_what_a_failure_left_in_a_pipe_is_seen_to_be_cut(format: str, tmp_path: Path) -> None:
+    def write(pipe: io.BytesIO, *, fail: bool = False) -> None:
+        options = {"D": 4, "dtype": "f4", "format": format, "count": 3000}
+        with mock.patch.object(parquet, "_GROUP_BYTES", 1000 * 16), open_writer(pipe, **options) as writer:
+            for _ in range(2 if fail else 3):
+                writer.append(ramp(1000, 4, "<f4"))
+            if fail:
+                raise KeyError
+
+    whole = Interrupted(0)
+    write(whole)
+    writes = -whole.writes_left
+    failed = io.BytesIO()
+    with pytest.raises(KeyError):
+        write(failed, fail=True)
+    pipes = [failed]
+    for number in range(1, writes + 1):
+        pipes.append(Interrupted(number))
+        with pytest.raises(KeyboardInterrupt):
+            write(pipes[-1])
+    path = tmp_path / f"x.{format}"
+    for pipe in pipes:
+        if pipe.getvalue():
+            assert len(pipe.getvalue()) < len(whole.getvalue())
+            path.write_bytes(pipe.getvalue())
+            with pytest.raises(VectorFileError, match=path.name):
+                open_vectors(path)
 
 
 def test_row_groups_are_of_a_size(tmp_path: Path) -> None:
@@ -266,6 +314,14 @@ def test_an_ann_benchmarks_file_taken_apart(format: str, names: list[str], ann: 
         (path,) = (tmp_path / "out").glob(f"{name}.*")
         with open_vectors(path) as found, open_vectors(DATA / file) as expected:
             np.testing.assert_array_equal(found.read(0, len(found)), expected.read(0, len(expected)))
+
+
+def test_an_ann_benchmarks_file_by_another_name(ann: Path, tmp_path: Path) -> None:
+    (tmp_path / "sift.dat").symlink_to(ann)
+    for format in ("fvecs", "npy"):
+        assert len(unpack_benchmark(tmp_path / "sift.dat", tmp_path / format, format=format)) == 4
+    with pytest.raises(UsageError, match="is one table"):
+        unpack_benchmark(f"{tmp_path}/sift.dat::train", tmp_path / "out")
 
 
 def test_tables_that_make_no_benchmark(tmp_path: Path) -> None:

@@ -6,11 +6,13 @@ import contextlib
 import io
 import os
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from table_cases import save_table, table
 from vector_cases import DATA, FIXED, STREAMED, quick, ramp, raw, tables
 
 from qinco_core.errors import UsageError, VectorFileError
@@ -86,6 +88,23 @@ def test_a_stream_longer_than_its_header_says(format: str) -> None:
     with pytest.raises(VectorFileError, match="goes on after the 4 vectors"):
         joined(read_stream(io.BytesIO(data), format))
     assert len(joined(read_stream(io.BytesIO(data), format, limit=3))) == 3
+
+
+@pytest.mark.parametrize("storage", ["arrow", "feather"])
+def test_what_follows_the_end_of_arrow(storage: str, tmp_path: Path) -> None:
+    first, second = (
+        save_table(tmp_path / f"{n}.{storage}", table(ramp(n, 3, "<f4"), "fixed")).read_bytes() for n in (4, 9)
+    )
+    assert len(joined(read_stream(io.BytesIO(first), "arrow"))) == 4
+    for more in (b"\0", second, first[8:]):
+        for handle in (io.BytesIO(first + more), Trickle(first + more, 5)):
+            with pytest.raises(VectorFileError, match=r"<stdin> (goes on after .* its|was cut after) 4 vectors"):
+                joined(read_stream(handle, "arrow"))
+        assert len(joined(read_stream(io.BytesIO(first + more), "arrow", limit=3))) == 3
+    if storage == "arrow":
+        (tmp_path / "both.arrow").write_bytes(first + second)
+        with pytest.raises(VectorFileError, match=r"both\.arrow goes on after its end mark"):
+            open_vectors(tmp_path / "both.arrow")
 
 
 @pytest.mark.parametrize("skip", [0, 3, 6])

@@ -188,6 +188,19 @@ def test_ranges_that_go_back_do_not_decode_a_row_group_each_time(tmp_path: Path)
             np.testing.assert_array_equal(vectors.read(start, stop), array[start:stop])
 
 
+def test_a_failure_on_the_way_to_a_range_leaves_no_place_to_read_on_from(tmp_path: Path) -> None:
+    array = ramp(60, 4, "<f4")
+    path = save_table(tmp_path / "x.parquet", table(array, "fixed"), 20)
+    with open_vectors(path) as vectors:
+        vectors.read(0, 7)
+        with (
+            mock.patch.object(parquet.ParquetRows, "_decode", side_effect=KeyboardInterrupt),
+            pytest.raises(KeyboardInterrupt),
+        ):
+            vectors.read(25, 30)
+        np.testing.assert_array_equal(vectors.read(7, 30), array[7:30])
+
+
 @pytest.mark.parametrize("storage", STORAGES)
 def test_a_file_that_is_replaced_while_it_is_open(storage: str, tmp_path: Path) -> None:
     array = ramp(30, 4, "<f4")
