@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import warnings
 from types import ModuleType
@@ -30,11 +31,12 @@ def import_onnx() -> ModuleType:
 
 
 def import_onnxruntime() -> ModuleType:
-    """The `onnxruntime` module.
+    """The `onnxruntime` module, with its reports to Microsoft switched off unless the user has set them on.
 
     Raises:
         DependencyError: it is not installed or does not load.
     """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when it loads; its own switch comes too late
     return _load("onnxruntime", "ONNX Runtime", 'pip install "qinco[onnx]"')
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import pytest
 import torch
-from command_line import TEXT, contents, done, run
+from command_line import TEXT, contents, done, environment, run
 
 HERE = Path(__file__).parents[1]
 MODELS, PUBLISHED = HERE / "codec" / "golden", HERE / "interop" / "golden"
@@ -90,6 +92,12 @@ def test_a_folder_and_onnx(store: Path, tmp_path: Path) -> None:
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     (decoded,) = session.run(None, {"codes": EXPECTED["codes"].astype(np.int64)})
     assert np.abs(decoded - EXPECTED["decoded"]).max() <= 1e-3 * np.abs(EXPECTED["decoded"]).max()
+
+
+def test_onnx_runtime_reports_nothing(tmp_path: Path) -> None:
+    code = "from qinco_core.optional import import_onnxruntime as load; load()"  # which else keeps a device id
+    subprocess.run([sys.executable, "-c", code], env=environment(XDG_CACHE_HOME=str(tmp_path)), check=True)
+    assert not contents(tmp_path)
 
 
 def test_centroids_and_pairwise_go_out(store: Path, tmp_path: Path) -> None:
