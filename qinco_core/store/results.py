@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qinco_core.errors import ArtifactError, DimensionError, UsageError
-from qinco_core.files import atomic_output, check_output, storage_errors, write_all
+from qinco_core.files import atomic_output, check_output, folder_for, storage_errors, write_all
 from qinco_core.store.artifact import (
     DIGEST_BYTES,
     Header,
@@ -179,11 +179,11 @@ def create_results(
         with atomic_output(path, force=force) as temporary, temporary.open("wb") as handle:
             yield _Lines(handle, str(path))
     else:
-        folder = path.parent
         with (
             storage_errors(path),
-            tempfile.TemporaryFile(dir=folder) as ids,
-            tempfile.TemporaryFile(dir=folder) as distances,
+            folder_for(path),
+            tempfile.TemporaryFile(dir=path.parent) as ids,
+            tempfile.TemporaryFile(dir=path.parent) as distances,
         ):
             spool = _Spool(k, ids, distances)
             yield spool

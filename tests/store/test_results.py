@@ -34,6 +34,17 @@ def found(rng):
     return ids, distances
 
 
+@pytest.mark.parametrize("suffix", [".h5", ".npz", ".jsonl", ".ivecs"])
+def test_their_folder_comes_and_goes_with_them(tmp_path, found, suffix):
+    path = tmp_path / "new" / "sub" / f"r{suffix}"
+    with pytest.raises(KeyboardInterrupt), create_results(path, k=4) as sink:
+        sink.append(*found)
+        raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())
+    write(path, *found)
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
 @st.composite
 def any_results(draw):
     shape = draw(st.tuples(st.integers(1, 12), st.integers(1, 5)))
