@@ -1,4 +1,4 @@
-"""Zip files, which torch files and npz files are: their checksums, which their readers do not look at."""
+"""Zip files, which torch files and npz files are: their checksums, which torch and mapped arrays do not look at."""
 
 from __future__ import annotations
 
