@@ -140,27 +140,29 @@ class EncodeConfig(Frozen):
     """How vectors are encoded (method §3, §8.2).
 
     With T > 0 the T best (beam, codeword) pairs of all beams together are evaluated; with T = 0 the
-    A best of each beam.
+    A best of each beam. With `full` > 0 the networks of so many of the T are evaluated to the end: of those whose
+    forecast is best (`codec.forecast`).
     """
 
     A: int = Field(default=16, ge=0)
     B: int = Field(default=32, ge=1)
     T: int = Field(default=0, ge=0)
+    full: int = Field(default=0, ge=0)
 
     @property
     def fast(self) -> EncodeConfig:
         """An encoder of the same quality that evaluates fewer candidates (method §8.2).
 
-        T = 4.5 B pairs over all beams in place of the A·B, and 1.75 times as many beams, which cost less than
-        the candidates they make up for (`docs/log.md` has the measurements). Where A·B is small already, all
-        A·B pairs, but over all beams together.
+        T = 6 B pairs over all beams in place of the A·B, of which the 2 B of the best forecast are evaluated in full,
+        and a quarter more beams, which cost less than the candidates they make up for (`docs/log.md` has the
+        measurements). Where A·B is small already, all A·B pairs, but over all beams together.
         """
         if self.A == 0 or self.B == 1:
             return self
-        T = max(9 * self.B // 2, 32)
+        T = max(6 * self.B, 32)
         if T >= self.A * self.B:
             return self.model_copy(update={"T": self.A * self.B})
-        return self.model_copy(update={"B": 7 * self.B // 4, "T": T})
+        return self.model_copy(update={"B": 5 * self.B // 4, "T": T, "full": max(2 * self.B, 16)})
 
 
 class SearchConfig(Frozen):

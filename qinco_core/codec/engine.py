@@ -12,12 +12,13 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from qinco_core.codec import pairs
+from qinco_core.codec.forecast import Forecast, fit_forecasts
 from qinco_core.codec.network import Network, Step
 from qinco_core.codec.precision import Plan
 from qinco_core.codec.tables import StepTables
-from qinco_core.codec.workers import map_rows
+from qinco_core.codec.workers import cast, map_rows, scratch
 from qinco_core.config import EncodeConfig
 
 # network rows evaluated at once by one core, in bytes of a hidden layer's column, so that the layer (× 256) stays in
@@ -25,8 +26,6 @@ from qinco_core.config import EncodeConfig
 _COLUMN_BYTES = {"cpu": 1 << 13, "cuda": 1 << 20}
 # vectors and centroids compared at once by one core: 4 MiB of distances
 _BLOCK = {"cpu": 1024, "cuda": 1 << 14}
-# codewords whose scores are first looked at together when the best pairs are picked
-_GROUP = 16
 
 
 class Engine:
@@ -71,8 +70,10 @@ class Engine:
         Returns:
             Symbols int64 [N, M] on the CPU, and list numbers int64 [N] for an IVF model (else None).
         """
-        pairs = search.B * self.config.K if self._exhaustive(search) else search.T or search.A * search.B
-        size = max(1, self.chunk_rows // pairs)
+        tried = search.B * self.config.K if self._exhaustive(search) else search.T or search.A * search.B
+        size = max(1, self.chunk_rows // tried)
+        if search.full and not self._exhaustive(search):
+            _ = self._forecasts  # before the threads ask for them
         if not self.config.ivf_K:
             return self._map(lambda v: self._encode_rows(v, search), [v_ND], size), None
         lists = self.assign(v_ND) if lists_N is None else lists_N.long().cpu()
@@ -125,42 +126,53 @@ class Engine:
             k = distance.topk(width, dim=1, largest=False, sorted=False).indices
             xhat = self._start[k]
             codes = k[..., None]
-        for m, step in enumerate(self._steps, start=1):
-            keep = search.B if m < len(self._steps) else 1
-            xhat, codes = self._extend(step, x, xhat, codes, search, keep)
+        for m in range(len(self._steps)):
+            xhat, codes = self._extend(m, x, xhat, codes, search)
         return codes[:, 0]
 
     def _extend(
         self,
-        step: StepTables,
+        m: int,
         x_ND: Tensor,
         xhat_NBD: Tensor,
         codes_NBm: Tensor,
         search: EncodeConfig,
-        keep: int,
     ) -> tuple[Tensor, Tensor]:
-        """One step of the beam search: the `keep` best extensions of the beams, or fewer if there are fewer."""
-        N, B, _ = xhat_NBD.shape
+        """One step of the beam search: the best extensions of the beams, B of them or fewer if there are fewer."""
+        step, last = self._steps[m], m == len(self._steps) - 1
+        N, B, D = xhat_NBD.shape
+        K = self.config.K
+        xhat_BD = xhat_NBD.flatten(0, 1)
         residual_NBD = x_ND[:, None] - xhat_NBD
+        residual_BD = residual_NBD.flatten(0, 1)
+        inputs = step.input(xhat_BD)
+        hidden = step.hidden(inputs)
+        full = 0
         if self._exhaustive(search):
-            pair_NT = torch.arange(B * self.config.K, device=x_ND.device).expand(N, -1)
+            pair_NT = torch.arange(B * K, device=x_ND.device).expand(N, -1)
         else:
             # the last step keeps one of its candidates, so it needs fewer
-            T = min(search.T, max(16, search.T // 4)) if keep == 1 else search.T
-            pair_NT = _preselect(step, residual_NBD, search.A, search.B, T)
-        T = pair_NT.shape[1]
-        # flat rows: which of the N·B beams, which codeword
-        k = (pair_NT % self.config.K).flatten()
-        beam = (pair_NT // self.config.K + torch.arange(N, device=x_ND.device)[:, None] * B).flatten()
-        z = step.embed(k, xhat_NBD.flatten(0, 1).to(step.dtype), beam)
-        error_NT = step.errors(z, k, residual_NBD.flatten(0, 1), beam).view(N, T)
-        best = error_NT.topk(min(keep, T), dim=1, largest=False, sorted=False).indices
-        keep = best.shape[1]
-        row = (best + torch.arange(N, device=x_ND.device)[:, None] * T).flatten()
+            T, full = (_fewer(search.T), _fewer(search.full)) if last else (search.T, search.full)
+            pair_NT, error_NT = _preselect(step, residual_NBD, search.A, search.B, T)
+        if 0 < full < pair_NT.shape[1]:
+            beam, k = pairs.split(pair_NT, B, K)
+            forecast = self._forecasts[m]
+            h = step.activate(hidden, k, beam, forecast.units)
+            error = forecast.errors(error_NT.flatten(), xhat_BD, h, residual_BD, k, beam)
+            pair_NT = pair_NT.gather(1, _smallest(error.view(pair_NT.shape), full))
+        beam, k = pairs.split(pair_NT, B, K)
+        z = step.embed(inputs, step.activate(hidden, k, beam), k, beam)
+        error_NT = step.errors(z, k, residual_BD, beam).view(pair_NT.shape)
+        best = _smallest(error_NT, 1 if last else min(search.B, error_NT.shape[1]))
+        row = (best + torch.arange(N, device=x_ND.device)[:, None] * error_NT.shape[1]).flatten()
         k, beam = k[row], beam[row]
-        xhat = xhat_NBD.flatten(0, 1).index_select(0, beam) + step.refine(z.index_select(0, row), k)
+        xhat = step.refine_(xhat_BD.index_select(0, beam), z.index_select(0, row), k)
         codes = torch.cat([codes_NBm.flatten(0, 1).index_select(0, beam), k[:, None]], dim=1)
-        return xhat.view(N, keep, xhat.shape[1]), codes.view(N, keep, codes.shape[1])
+        return xhat.view(*best.shape, D), codes.view(*best.shape, codes.shape[1])
+
+    @cached_property
+    def _forecasts(self) -> list[Forecast]:
+        return fit_forecasts(self._start, self._steps)
 
     def decode_rows(self, codes_Nm: Tensor) -> Tensor:
         """Decode a few thousand codes at most, on this thread and the plan's device: float32 [N, D].
@@ -169,47 +181,37 @@ class Engine:
             codes_Nm: symbols, after the list numbers of an IVF model, int64 on the plan's device.
         """
         xhat = self._start.index_select(0, codes_Nm[:, 0])
+        row = torch.arange(len(xhat), device=xhat.device)
         for step, k in zip(self._steps, codes_Nm[:, 1:].T, strict=False):
             k = k.contiguous()
-            xhat = xhat + step.refine(step.embed(k, xhat.to(step.dtype)), k)
-        return xhat * self._std + self._mean
+            inputs = step.input(xhat)
+            step.refine_(xhat, step.embed(inputs, step.activate(step.hidden(inputs), k, row), k, row), k)
+        return xhat.mul_(self._std).add_(self._mean)
 
 
-def _preselect(step: StepTables, residual_NBD: Tensor, A: int, beams: int, T: int) -> Tensor:
-    """The candidate pairs to evaluate, as beam · K + codeword: T over all beams, or with T = 0, A per beam."""
+def _fewer(count: int) -> int:
+    return min(count, max(16, count // 4))
+
+
+def _smallest(value_NT: Tensor, n: int) -> Tensor:
+    return value_NT.topk(n, dim=1, largest=False, sorted=False).indices
+
+
+def _preselect(step: StepTables, residual_NBD: Tensor, A: int, beams: int, T: int) -> tuple[Tensor, Tensor]:
+    """The candidate pairs [N, T], T over all beams or with T = 0, A per beam, and ‖r − G[k]‖² of each."""
     N, B, _ = residual_NBD.shape
-    assert step.preselect is not None
+    assert step.preselect is not None and step.preselect_norm is not None
+    norm_NB = residual_NBD.square().sum(-1)
+    r = cast("r", residual_NBD.flatten(0, 1), step.dtype)
     # ‖r − G[k]‖² without ‖r‖², which is the same for all codewords of a beam
-    score_RK = F.linear(residual_NBD.flatten(0, 1).to(step.dtype), step.preselect, step.preselect_norm)
-    K = score_RK.shape[1]
+    K = len(step.preselect)
+    score = scratch("score", (N * B, K), r.dtype, r.device)
+    torch.addmm(step.preselect_norm, r, step.preselect.T, out=score)
+    score_NBK = cast("score32", score, torch.float32).view(N, B, K)
     if T and B > 1:
-        return _best_pairs(score_RK.view(N, B, K), residual_NBD.square().sum(-1), min(T, B * K))
+        return pairs.best_pairs(score_NBK, norm_NB, min(T, B * K))
     # a lone beam must bring forth all the beams there are to be (method §3)
     A = min(K, max(A, beams, T) if B == 1 else A)
-    k_RA = score_RK.topk(A, dim=1, largest=False, sorted=False).indices
-    return (k_RA.view(N, B, A) + torch.arange(B, device=k_RA.device)[:, None] * K).flatten(1)
-
-
-def _best_pairs(score_NBK: Tensor, norm_NB: Tensor, T: int) -> Tensor:
-    """The T smallest of score + norm over all (beam, codeword), as beam · K + codeword.
-
-    The T smallest lie in the T groups with the smallest minima, so only those are searched: exact, and
-    several times faster than one selection over B · K.
-    """
-    N, B, K = score_NBK.shape
-    groups = K // _GROUP
-    if B * groups <= T or groups == 0:
-        return (score_NBK + norm_NB[..., None]).flatten(1).topk(T, dim=1, largest=False, sorted=False).indices
-    # group g holds the codewords g, g + groups, g + 2·groups, ...: minima of halves, again and again
-    low = score_NBK
-    while low.shape[2] > groups:
-        half = low.shape[2] // 2
-        low = torch.minimum(low[..., :half], low[..., half:])
-    low_NG = (low + norm_NB[..., None]).flatten(1)
-    group_NT = low_NG.topk(T, dim=1, largest=False, sorted=False).indices
-    beam_NT = group_NT // groups
-    first = group_NT + beam_NT * (K - groups)
-    pair_NC = (first[..., None] + torch.arange(0, K, groups, device=first.device)).flatten(1)
-    score_NC = score_NBK.flatten(1).gather(1, pair_NC).view(N, T, K // groups) + norm_NB.gather(1, beam_NT)[..., None]
-    best_NT = score_NC.flatten(1).topk(T, dim=1, largest=False, sorted=False).indices
-    return pair_NC.gather(1, best_NT)
+    k_RA, error_RA = pairs.best_pairs(score_NBK.view(N * B, 1, K), norm_NB.view(N * B, 1), A)
+    beam = torch.arange(B, device=k_RA.device)[:, None] * K
+    return (k_RA.view(N, B, A) + beam).view(N, B * A), error_RA.view(N, B * A)

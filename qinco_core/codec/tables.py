@@ -18,12 +18,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from qinco_core.codec import pairs
 from qinco_core.codec.network import Factors, Step, product
 from qinco_core.codec.precision import Plan
+from qinco_core.codec.workers import cast, multiply, select
 
 
 class StepTables:
-    """The tables of one step, in the precision its products run in.
+    """The tables of one step, in the precision its products run in; what is only added is float32.
 
     Attributes:
         codebook: what f adds besides W_out z, float32 [K, D]: C, or zeros under QINCo1 rules.
@@ -49,9 +51,8 @@ class StepTables:
         if step.preselect is not None:
             self.preselect = ready(-2 * step.preselect)
             self.preselect_norm = ready(step.preselect.float().square().sum(1))
-        # a beside u, P above V: what goes together in `embed` is one table and one product
-        self._codewords = ready(torch.cat([a, F.linear(a, first)], dim=1))
-        self._beams = ready(torch.cat([left, first @ left]))
+        self._a, self._u = a.to(plan.device), F.linear(a, first).to(plan.device)
+        self._to_z, self._to_h = ready(left), ready(first @ left)
         self._xhat_in = None if right is None else ready(right)
         self._ups = [ready(up) for up in step.w_up[1:]]
         self._downs = [ready(down) for down in step.w_down]
@@ -64,42 +65,63 @@ class StepTables:
             self._shape = ready(shape)
             self._codebook_in = F.linear(self.codebook, self._basis)
 
-    def embed(self, k_R: Tensor, xhat_BD: Tensor, beam_R: Tensor | None = None) -> Tensor:
-        """The embedding z after the residual blocks, in `dtype` [R, E].
+    @property
+    def width(self) -> int:
+        """H."""
+        return len(self._to_h)
+
+    def input(self, xhat_BD: Tensor) -> Tensor:
+        """What P and V multiply, in `dtype`: x̂, or W_in' x̂."""
+        x = cast("x", xhat_BD, self.dtype)
+        return x if self._xhat_in is None else multiply("xhat_in", x, self._xhat_in.T)
+
+    def hidden(self, input_B: Tensor) -> Tensor:
+        """V x̂ of every reconstruction, float32 [B, H]."""
+        return cast("hidden32", multiply("hidden", input_B, self._to_h.T), torch.float32)
+
+    def activate(self, hidden_BH: Tensor, k_R: Tensor, beam_R: Tensor, width: int | None = None) -> Tensor:
+        """relu(u[k] + V x̂), the first `width` units of the hidden layer of every row, in `dtype` [R, width or H]."""
+        h = pairs.add_relu("h32", self._u, k_R, hidden_BH, beam_R, width or self.width)
+        return cast("h", h, self.dtype)
+
+    def order_hidden(self, order_H: Tensor) -> None:
+        """Put the units of the first hidden layer into another order, which changes nothing of what the step does."""
+        self._u, self._to_h = self._u[:, order_H].contiguous(), self._to_h[order_H].contiguous()
+        self._downs[0] = self._downs[0][:, order_H].contiguous()
+
+    def embed(self, input_B: Tensor, h_RH: Tensor, k_R: Tensor, beam_R: Tensor) -> Tensor:
+        """The embedding z after the residual blocks, in `dtype` [R, E]; like all results here in this thread's scratch.
 
         Args:
+            input_B: of the reconstructions, from `input`.
+            h_RH: of the rows, from `activate`; overwritten.
             k_R: codewords.
-            xhat_BD: reconstructions in `dtype`.
-            beam_R: the reconstruction that goes with each codeword; None: row r goes with row r.
+            beam_R: the reconstruction that goes with each.
         """
-        E = self._downs[0].shape[0]
-        if self._xhat_in is not None:
-            xhat_BD = F.linear(xhat_BD, self._xhat_in)
-        both = _sum_rows(self._codewords, k_R, xhat_BD, self._beams, beam_R)
-        z, h = both[:, :E], both[:, E:]
-        z = torch.addmm(z, _relu_(h), self._downs[0].T)
+        z_B = cast("z_B32", multiply("z_B", input_B, self._to_z.T), torch.float32)
+        z = cast("z", pairs.add("z32", self._a, k_R, z_B, beam_R), self.dtype)
+        z.addmm_(h_RH, self._downs[0].T)
         for up, down in zip(self._ups, self._downs[1:], strict=True):
-            z.addmm_(_relu_(F.linear(z, up)), down.T)
+            z.addmm_(_relu_(multiply("h", z, up.T)), down.T)
         return z
 
-    def refine(self, z_RE: Tensor, k_R: Tensor) -> Tensor:
-        """The output f of method §2 from the embedding: what to add to the reconstruction, float32 [R, D]."""
-        out = z_RE if self._out is None else F.linear(z_RE, self._out)
-        return self.codebook.index_select(0, k_R).add_(out)
+    def refine_(self, xhat_RD: Tensor, z_RE: Tensor, k_R: Tensor) -> Tensor:
+        """Add the output f of method §2, made from the embedding, to reconstructions, float32 [R, D]; returns them."""
+        xhat_RD += z_RE if self._out is None else multiply("out", z_RE, self._out.T)
+        xhat_RD += select("c", self.codebook, k_R)
+        return xhat_RD
 
     def errors(self, z_RE: Tensor, k_R: Tensor, residual_BD: Tensor, beam_R: Tensor) -> Tensor:
         """‖r − f‖² of every candidate, float32 [R], r being its beam's residual."""
         if self._basis is None:
-            gap = residual_BD.index_select(0, beam_R).sub_(self.refine(z_RE, k_R))
-            distance: Tensor = torch.linalg.vector_norm(gap, dim=1)
-            return distance.square_()
+            out = z_RE if self._out is None else multiply("out", z_RE, self._out.T)
+            return pairs.squared_gaps(residual_BD, beam_R, self.codebook, k_R, cast("out32", out, torch.float32))
         # f = c + basis · shape · z: the part of r − c outside the basis does not depend on z
-        c = self.codebook.index_select(0, k_R)
-        gap = residual_BD.index_select(0, beam_R).sub_(c)
-        inside = F.linear(residual_BD, self._basis).index_select(0, beam_R)
-        inside.sub_(self._codebook_in.index_select(0, k_R))
-        outside = gap.square_().sum(1) - inside.square().sum(1)
-        return outside + inside.sub_(F.linear(z_RE, self._shape)).square_().sum(1)
+        inside_BE = residual_BD @ self._basis.T
+        whole = pairs.squared_gaps(residual_BD, beam_R, self.codebook, k_R)
+        outside = whole.sub_(pairs.squared_gaps(inside_BE, beam_R, self._codebook_in, k_R))
+        z = cast("out32", multiply("out", z_RE, self._shape.T), torch.float32)
+        return outside.add_(pairs.squared_gaps(inside_BE, beam_R, self._codebook_in, k_R, z))
 
 
 def _cheaper(factors: Factors, H: int) -> tuple[Tensor, Tensor | None]:
@@ -109,18 +131,6 @@ def _cheaper(factors: Factors, H: int) -> tuple[Tensor, Tensor | None]:
     left, right = factors
     (E, R), D = left.shape, right.shape[1]
     return (left, right) if R * (D + E + H) < (E + H) * D else (left @ right, None)
-
-
-def _sum_rows(table_KX: Tensor, k_R: Tensor, xhat_BD: Tensor, weight_XD: Tensor, beam_R: Tensor | None) -> Tensor:
-    """table[k] + (weight x̂)[beam] for every r."""
-    if beam_R is None:
-        return F.linear(xhat_BD, weight_XD).add_(table_KX.index_select(0, k_R))
-    # both in one table, so that the two gathers and the sum are one pass over memory
-    K = len(table_KX)
-    rows = table_KX.new_empty(K + len(xhat_BD), table_KX.shape[1])
-    rows[:K] = table_KX
-    torch.mm(xhat_BD, weight_XD.T, out=rows[K:])
-    return F.embedding_bag(torch.stack([k_R, beam_R + K], dim=1), rows, mode="sum")
 
 
 def _relu_(h: Tensor) -> Tensor:

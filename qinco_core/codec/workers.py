@@ -90,17 +90,38 @@ def map_rows(work: Callable[..., Tensor], rows: Sequence[Tensor], size: int, pla
     return torch.cat(run_parallel(task, list(zip(*(part.split(size) for part in rows), strict=True)), plan))
 
 
-def scratch(name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+def scratch(
+    name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32, device: torch.device | None = None
+) -> Tensor:
     """Memory of this thread for a purpose, with what was left there; the next call for it may give the same.
 
-    Fresh memory costs a page fault for every 4 KiB, which small products do not earn back.
+    Fresh memory costs a page fault for every 4 KiB, which small products do not earn back. A GPU's memory, which torch
+    keeps itself, is fresh.
     """
+    if device is not None and device.type != "cpu":
+        return torch.empty(shape, dtype=dtype, device=device)
     size = math.prod(shape) * dtype.itemsize
     kept: Tensor | None = getattr(_kept, name, None)
     if kept is None or len(kept) < size:
         kept = torch.empty(size, dtype=torch.uint8)
         setattr(_kept, name, kept)
     return kept[:size].view(dtype).view(shape)
+
+
+def multiply(name: str, a: Tensor, b: Tensor) -> Tensor:
+    """The matrix a b, in scratch memory of that name."""
+    return torch.mm(a, b, out=scratch(name, (len(a), b.shape[1]), a.dtype, a.device))
+
+
+def select(name: str, book_KX: Tensor, k_R: Tensor) -> Tensor:
+    """The rows k of a matrix, in scratch memory of that name."""
+    rows = scratch(name, (len(k_R), book_KX.shape[1]), book_KX.dtype, book_KX.device)
+    return torch.index_select(book_KX, 0, k_R, out=rows)
+
+
+def cast(name: str, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """The matrix x in that dtype: itself, or in scratch memory of that name."""
+    return x if x.dtype == dtype else scratch(name, tuple(x.shape), dtype, x.device).copy_(x)
 
 
 _kept = threading.local()

@@ -27,7 +27,7 @@ from qinco_core.index.build import Scale
 from qinco_core.index.coarse import Coarse
 from qinco_core.index.pairwise import Pairwise
 from qinco_core.index.probe import Probe
-from qinco_core.index.select import partition, rank
+from qinco_core.codec.select import partition, rank
 from qinco_core.store.index import StoredIndex
 from qinco_core.vectors import VectorFile
 

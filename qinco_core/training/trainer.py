@@ -28,7 +28,7 @@ from qinco_core.progress import Progress, Silent
 from qinco_core.store.artifact import digest
 from qinco_core.training.codewords import replace_unused
 from qinco_core.training.data import TrainingData, normalisation
-from qinco_core.training.gradients import accumulate_gradients
+from qinco_core.training.gradients import Gradients
 from qinco_core.training.initialise import initialise
 from qinco_core.training.log import TrainingLog
 from qinco_core.training.schedule import Budget, peak_rate, rate
@@ -131,6 +131,7 @@ class Run:
         self._val_search = narrow.fast
         self._early_search = EncodeConfig(A=config.A, B=config.B).fast
         self._late_search = EncodeConfig(A=config.late_A, B=config.late_B).fast
+        self._gradients = Gradients(self.state.network, plan)
         self._recent = _Recent()
 
     def start(self) -> None:
@@ -241,11 +242,11 @@ class Run:
         state, position = self.state, self.state.position
         lr = self._rate()
         x, codes, lists = batch
-        state.optimizer.zero_grad()
+        self._gradients.zero()
         loss = error = 0.0
         for rows in torch.arange(len(x)).split(self.config.batch):
             part = x[rows], codes[rows], None if lists is None else lists[rows]
-            more = accumulate_gradients(state.network, state.parameters, part, 1 / len(x), self.plan)
+            more = self._gradients.add(part, 1 / len(x))
             loss, error = loss + more[0], error + more[1]
         if self.config.clip:
             nn.utils.clip_grad_value_(state.parameters, self.config.clip, foreach=True)

@@ -11,7 +11,8 @@ import torch
 
 from qinco_core.api import Codec
 from qinco_core.codec import reference
-from qinco_core.codec.engine import Engine, _best_pairs
+from qinco_core.codec import pairs
+from qinco_core.codec.engine import Engine
 from qinco_core.codec.network import Network
 from qinco_core.codec.precision import plan
 from qinco_core.codec.tables import StepTables
@@ -90,8 +91,9 @@ def test_tables_are_exact_algebra(D: int, E: int, rules: str, ivf: int) -> None:
     xhat, residual = torch.randn(5, D), torch.randn(5, D)
     k, beam = torch.randint(16, (40,)), torch.randint(5, (40,))
     f = network.steps[0](network.steps[0].codebook[k], xhat[beam])
-    z = tables.embed(k, xhat, beam)
-    torch.testing.assert_close(tables.refine(z, k), f, rtol=1e-4, atol=1e-5)
+    inputs = tables.input(xhat)
+    z = tables.embed(inputs, tables.activate(tables.hidden(inputs), k, beam), k, beam)
+    torch.testing.assert_close(tables.refine_(xhat[beam], z, k), xhat[beam] + f, rtol=1e-4, atol=1e-5)
     expected = (residual[beam] - f).square().sum(1)
     torch.testing.assert_close(tables.errors(z, k, residual, beam), expected, rtol=1e-4, atol=1e-4)
 
@@ -223,10 +225,12 @@ def test_codes_that_are_no_symbols(trained: Codec) -> None:
 def test_best_pairs_are_the_best(K: int, T: int) -> None:
     torch.manual_seed(K)
     score, norm = torch.randn(6, 10, K), torch.rand(6, 10)
-    found = _best_pairs(score, norm, T)
+    found, value = pairs.best_pairs(score, norm, T)
     values = (score + norm[..., None]).flatten(1)
     best = values.topk(T, largest=False).values
-    assert torch.equal(values.gather(1, found).sort(1).values, best.sort(1).values)
+    assert torch.equal(value.sort(1).values, best.sort(1).values)
+    assert torch.equal(values.gather(1, found), value)
+    assert all(len(row.unique()) == T for row in found)
 
 
 def test_fast_search_of_every_width() -> None:
