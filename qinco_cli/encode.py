@@ -81,7 +81,8 @@ def encode(
         if dry_run:
             _report(codec, source, target, search, json_)
             return
-        console.note(f"encoding on {codec.plan}; A = {search.A}, B = {search.B}, T = {search.T}")
+        beam = ", ".join(f"{name} = {value}" for name, value in search.model_dump().items())
+        console.note(f"encoding on {codec.plan}; {beam}")
         started = time.perf_counter()
         how: dict[str, Any] = {"search": search, "assign": assign, "progress": console}
         fingerprint = _run(codec, rows, target, how, raw=raw, force=force, resume=resume)

@@ -3,7 +3,7 @@
 Symbols: D dimension of the vectors; M quantization steps; K codewords per step; L residual blocks per
 step; E embedding width (`de`); H hidden width (`dh`); R rank of the concatenation matrix W_cat; A candidates
 pre-selected per beam (0: all K are tried); B beam width; T candidates kept over all beams together (0: A per
-beam instead).
+beam instead); `full` of them, those with the best forecast, are evaluated to the end.
 """
 
 from __future__ import annotations
@@ -45,6 +45,10 @@ class Frozen(BaseModel):
             raise UsageError(problems) from error
 
 
+def _without_defaults(fields: dict[str, Any], **defaults: Any) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if name not in defaults or value != defaults[name]}
+
+
 def _problem(location: tuple[int | str, ...], message: str) -> str:
     message = message.removeprefix("Value error, ")
     return f"{'.'.join(map(str, location))}: {message}" if location else message
@@ -75,8 +79,7 @@ class ModelConfig(Frozen):
     @model_serializer(mode="wrap")
     def _without_later_fields(self, fields: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # a model that could be before there were these fields is stored, and fingerprinted, as it was then
-        defaults = {"rank": 0, "groups": 1, "opq": False}
-        return {name: value for name, value in fields(self).items() if name not in defaults or value != defaults[name]}
+        return _without_defaults(fields(self), rank=0, groups=1, opq=False)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -148,6 +151,10 @@ class EncodeConfig(Frozen):
     B: int = Field(default=32, ge=1)
     T: int = Field(default=0, ge=0)
     full: int = Field(default=0, ge=0)
+
+    @model_serializer(mode="wrap")
+    def _without_later_fields(self, fields: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_defaults(fields(self), full=0)
 
     @property
     def fast(self) -> EncodeConfig:

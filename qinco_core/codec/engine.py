@@ -24,6 +24,8 @@ from qinco_core.config import EncodeConfig
 # network rows evaluated at once by one core, in bytes of a hidden layer's column, so that the layer (× 256) stays in
 # its cache; a GPU wants as many as fit
 _COLUMN_BYTES = {"cpu": 1 << 13, "cuda": 1 << 20}
+# an encoder's rows are mostly evaluated in part, so that there may be more of them
+_TRIED_ROWS = 2
 # vectors and centroids compared at once by one core: 4 MiB of distances
 _BLOCK = {"cpu": 1024, "cuda": 1 << 14}
 
@@ -71,7 +73,7 @@ class Engine:
             Symbols int64 [N, M] on the CPU, and list numbers int64 [N] for an IVF model (else None).
         """
         tried = search.B * self.config.K if self._exhaustive(search) else search.T or search.A * search.B
-        size = max(1, self.chunk_rows // tried)
+        size = max(1, _TRIED_ROWS * self.chunk_rows // tried)
         if search.full and not self._exhaustive(search):
             _ = self._forecasts  # before the threads ask for them
         if not self.config.ivf_K:

@@ -7,8 +7,8 @@ prediction varies most,
 
     basisᵀ (f − G[k]) ≈ y = t[k] + X x̂ + W h,     ‖r − f‖² ≈ ‖r − G[k]‖² − ‖basisᵀ(r − G[k])‖² + ‖basisᵀ(r − G[k]) − y‖²
 
-It is fitted to random codes of the model itself, so it needs no vectors. Shapes: R rows (candidates), B reconstructions,
-D dimension, K codewords, H hidden width, d dimensions of the forecast.
+It is fitted to random codes of the model itself, so it needs no vectors. Shapes: R rows (candidates), B
+reconstructions, D dimension, K codewords, H hidden width, d dimensions of the forecast.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from qinco_core.codec import pairs
 from qinco_core.codec.tables import StepTables
-from qinco_core.codec.workers import cast, multiply
+from qinco_core.codec.workers import multiply
 
 # dimensions of a forecast; codes to fit it to, at least and per codeword; the ridge, in codes
 _RANK, _CODES, _CODES_PER_K, _RIDGE = 32, 8192, 16, 1.0
@@ -143,7 +143,8 @@ class _Fit:
         H = self._tables.width
         weight, mean_x, *_ = self.solve(torch.arange(len(self._xx), device=self._xx.device))
         variance = self._xx.diagonal() - (mean_x * self._x).sum(0)
-        return weight[:H].norm(dim=1) * variance[:H].clamp(min=0).sqrt()
+        moved: Tensor = torch.linalg.vector_norm(weight[:H], dim=1) * variance[:H].clamp(min=0).sqrt()
+        return moved
 
     def solve(self, columns: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The weights of these columns of (h, x̂), the means per codeword of both sides, the predictions' squares."""

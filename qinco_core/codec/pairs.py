@@ -26,12 +26,10 @@ _GROUP = 16
 
 def best_pairs(score_NBK: Tensor, norm_NB: Tensor, T: int) -> tuple[Tensor, Tensor]:
     """The T smallest of score + norm over all beams and codewords of each vector: pairs int64 and values [N, T]."""
-    N, B, K = score_NBK.shape
-    if score_NBK.is_cuda:
-        best = (score_NBK + norm_NB[..., None]).flatten(1).topk(T, dim=1, largest=False, sorted=False)
-        return best.indices, best.values
-    pair = torch.empty(N, T, dtype=torch.int64)
-    value = torch.empty(N, T)
+    if score_NBK.device.type != "cpu":
+        return torch_best_pairs(score_NBK, norm_NB, T)
+    pair = torch.empty(len(score_NBK), T, dtype=torch.int64)
+    value = torch.empty(len(score_NBK), T)
     _best_pairs(score_NBK.numpy(), norm_NB.numpy(), pair.numpy(), value.numpy())
     return pair, value
 
@@ -45,30 +43,26 @@ def split(pair_NT: Tensor, B: int, K: int) -> tuple[Tensor, Tensor]:
 
 def add(name: str, book_KX: Tensor, k_R: Tensor, rows_BX: Tensor, beam_R: Tensor) -> Tensor:
     """book[k] + rows[beam] of every row [R, X]; on a CPU in the scratch memory `name`."""
-    if book_KX.is_cuda:
-        return book_KX.index_select(0, k_R).add_(rows_BX.index_select(0, beam_R))
+    if book_KX.device.type != "cpu":
+        return torch_add(book_KX, k_R, rows_BX, beam_R)
     out = scratch(name, (len(k_R), book_KX.shape[1]))
     _add(book_KX.numpy(), k_R.numpy(), rows_BX.numpy(), beam_R.numpy(), out.numpy())
     return out
 
 
-def add_relu(
-    name: str, book_KX: Tensor, k_R: Tensor, rows_BX: Tensor, beam_R: Tensor, width: int
-) -> Tensor:
+def add_relu(name: str, book_KX: Tensor, k_R: Tensor, rows_BX: Tensor, beam_R: Tensor, width: int) -> Tensor:
     """The positive part of book[k] + rows[beam], first `width` columns [R, width]; on a CPU in that scratch memory."""
-    if book_KX.is_cuda:
-        total = book_KX[:, :width].index_select(0, k_R)
-        return total.add_(rows_BX[:, :width].index_select(0, beam_R)).relu_()
+    if book_KX.device.type != "cpu":
+        return torch_add(book_KX[:, :width], k_R, rows_BX[:, :width], beam_R).relu_()
     out = scratch(name, (len(k_R), width))
     _add_relu(book_KX.numpy(), k_R.numpy(), rows_BX.numpy(), beam_R.numpy(), out.numpy())
     return out
 
 
 def squared_gaps(r_BX: Tensor, beam_R: Tensor, c_KX: Tensor, k_R: Tensor, z_RX: Tensor | None = None) -> Tensor:
-    """‖r[beam] − c[k] − z‖² of every row [R]."""
-    if r_BX.is_cuda:
-        gap = r_BX.index_select(0, beam_R).sub_(c_KX.index_select(0, k_R))
-        return (gap if z_RX is None else gap.sub_(z_RX)).square_().sum(1)
+    """‖r[beam] − c[k] − z‖² of every row [R]; without z, ‖r[beam] − c[k]‖²."""
+    if r_BX.device.type != "cpu":
+        return torch_squared_gaps(r_BX, beam_R, c_KX, k_R, z_RX)
     out = torch.empty(len(k_R))
     rows = (r_BX.numpy(), beam_R.numpy(), c_KX.numpy(), k_R.numpy())
     if z_RX is None:
@@ -76,6 +70,23 @@ def squared_gaps(r_BX: Tensor, beam_R: Tensor, c_KX: Tensor, k_R: Tensor, z_RX: 
     else:
         _squared_gaps_without(*rows, z_RX.numpy(), out.numpy())
     return out
+
+
+def torch_best_pairs(score_NBK: Tensor, norm_NB: Tensor, T: int) -> tuple[Tensor, Tensor]:
+    """`best_pairs` on any device."""
+    best = (score_NBK + norm_NB[..., None]).flatten(1).topk(T, dim=1, largest=False, sorted=False)
+    return best.indices, best.values
+
+
+def torch_add(book_KX: Tensor, k_R: Tensor, rows_BX: Tensor, beam_R: Tensor) -> Tensor:
+    """`add` on any device."""
+    return book_KX.index_select(0, k_R).add_(rows_BX.index_select(0, beam_R))
+
+
+def torch_squared_gaps(r_BX: Tensor, beam_R: Tensor, c_KX: Tensor, k_R: Tensor, z_RX: Tensor | None) -> Tensor:
+    """`squared_gaps` on any device."""
+    gap = r_BX.index_select(0, beam_R).sub_(c_KX.index_select(0, k_R))
+    return (gap if z_RX is None else gap.sub_(z_RX)).square_().sum(1)
 
 
 @njit(nogil=True, cache=True)
@@ -89,7 +100,7 @@ def _best_pairs(score: Array, norm: Array, pair: Array, value: Array) -> None:
     for n in range(N):
         _group_minima(score[n], norm[n], low)
         bound = np.float32(np.inf)
-        if T < B * groups:
+        if B * groups > T:
             # the T-th of the minima of the groups bounds the T-th of all
             least[:] = low.reshape(B * groups)
             keep_smallest(least, nowhere, B * groups, T)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from qinco_core.api import Codec
 from qinco_core.codec.packing import unpack
+from qinco_core.codec.select import partition, rank
 from qinco_core.codec.workers import run_parallel, scratch
 from qinco_core.config import Metric, SearchConfig
 from qinco_core.index import kernels
@@ -27,7 +28,6 @@ from qinco_core.index.build import Scale
 from qinco_core.index.coarse import Coarse
 from qinco_core.index.pairwise import Pairwise
 from qinco_core.index.probe import Probe
-from qinco_core.codec.select import partition, rank
 from qinco_core.store.index import StoredIndex
 from qinco_core.vectors import VectorFile
 

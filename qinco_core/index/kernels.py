@@ -12,9 +12,9 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from qinco_core.codec.select import cut, room_for, take
 from qinco_core.index.pairwise import AHEAD, add_rows, find_rows
 from qinco_core.index.prefetch import fetch_rows
-from qinco_core.codec.select import cut, room_for, take
 
 Array = NDArray[Any]
 

@@ -19,10 +19,10 @@ from numba import njit
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
+from qinco_core.codec.select import cut, room_for, smallest, sort, take
 from qinco_core.codec.workers import scratch
 from qinco_core.config import Metric
 from qinco_core.index.kmeans import Machine, assign, kmeans
-from qinco_core.codec.select import cut, room_for, smallest, sort, take
 
 Array = NDArray[Any]
 

@@ -1,8 +1,8 @@
 """The gradient of the training loss by hand: what autograd makes of `loss.chain_loss`, without its copies.
 
-Method §4 gives the loss, §8.1 the table that stands for the codeword's part of z₀. Memory is used again and again:
-a page that a process sees for the first time costs as much as its share of a product. Shapes: N vectors, D dimension,
-M steps, K codewords, E embedding width, H hidden width, L blocks.
+Method §4 gives the loss, §8.1 the table that stands for the codeword's part of z₀. Memory is used again and again: a
+page that a process sees for the first time costs as much as its share of a product. Shapes: N vectors, D dimension, M
+steps, K codewords, E embedding width, H hidden width, L blocks.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from qinco_core.codec.network import Factors, Step
-from qinco_core.codec.workers import cast, multiply, scratch, select
 
 _threshold_backward = torch.ops.aten.threshold_backward.grad_input
 
@@ -62,109 +61,127 @@ class StepWeights(NamedTuple):
         )
 
 
-@torch.no_grad()
-def chain_gradient(
-    weights: Sequence[StepWeights],
-    gradients: Sequence[StepWeights],
-    start: tuple[Tensor, Tensor | None],
-    batch: tuple[Tensor, Tensor],
-    scale: float,
-) -> Tensor:
-    """Add the gradient of `scale` × `loss.chain_loss` of a few hundred vectors.
+class Chain:
+    """The rows of a batch that one thread takes together, and the memory for all that they go through.
 
-    Args:
-        weights: of every step, in the dtype of its products.
-        gradients: what to add to, float32.
-        start: the codebook of step 0 and what to add its gradient to, or frozen centroids and None.
-        batch: normalised vectors, float32 [N, D], and symbols, after the list numbers of an IVF model, int64 [N, ≥ M].
-        scale: of the loss.
-
-    Returns:
-        The loss and the last step's part of it, times `scale` [2].
+    The parts of it that are named after a step have one entry for each.
     """
-    x_ND, codes = batch
-    scale /= x_ND.shape[1]
-    book_KD, book_gradient = start
-    k_MN = codes.T.contiguous()
-    # how far x̂ is off before the first step and after each
-    offs = [select("chain.off", book_KD, k_MN[0]).sub_(x_ND)]
-    steps = []
-    for m, (step, k) in enumerate(zip(weights, k_MN[1:], strict=True)):
-        steps.append(_StepChain(m, step, k))
-        offs.append(steps[-1].forward(offs[-1], x_ND))
-    counted = offs[0 if book_gradient is not None else 1 :]
-    loss = sum((_square(off) for off in counted), start=torch.zeros((), device=x_ND.device))
-    g_ND = _like("g", x_ND).zero_()
-    for step, gradient, off in zip(reversed(steps), reversed(gradients), reversed(offs[1:]), strict=True):
-        loss += step.backward(g_ND.add_(off, alpha=2 * scale), gradient, 2 * scale)
-    if book_gradient is not None:
-        book_gradient.index_add_(0, k_MN[0], g_ND.add_(offs[0], alpha=2 * scale))
-    return torch.stack([loss, _square(offs[-1])]) * scale
 
+    def __init__(self, weights: Sequence[StepWeights], N: int, D: int) -> None:
+        """Make room.
 
-class _StepChain:
-    """One step's rows, forth and back."""
+        Args:
+            weights: of every step, for their shapes and the dtype of products.
+            N: rows.
+            D: dimension.
+        """
+        step = weights[0]
+        dtype, device = step.table.dtype, step.table.device
 
-    def __init__(self, m: int, weights: StepWeights, k_N: Tensor) -> None:
-        self.m, self.weights, self.k_N = m, weights, k_N
+        def room(width: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.empty(N, width, dtype=dtype, device=device)
 
-    def forward(self, off_ND: Tensor, x_ND: Tensor) -> Tensor:
-        """How far x̂ + f(C[k], x̂) is off x, from how far x̂ is."""
-        m, weights, k_N = self.m, self.weights, self.k_N
-        dtype = weights.table.dtype
-        self._off = off_ND
-        xhat = torch.add(off_ND, x_ND, out=_like(f"xhat{m}", x_ND))
+        E, H = step.downs[0].shape
+        L = len(step.ups)
+        self._offs = [room(D) for _ in range(len(weights) + 1)]
         # what each factor of W_cat,x multiplies, the one that multiplies first at the end
-        self._inputs = [cast(f"chain.input{m}", xhat, dtype)]
-        for i, factor in enumerate(weights.factors[:0:-1]):
-            self._inputs.insert(0, multiply(f"chain.input{m}.{i}", self._inputs[0], factor.T))
-        z = select(f"chain.z{m}", weights.table, k_N).addmm_(self._inputs[0], weights.factors[0].T)
-        self._z, self._h = [z], []
-        for i, (up, down) in enumerate(zip(weights.ups, weights.downs, strict=True)):
-            h = multiply(f"chain.h{m}.{i}", z, up.T).relu_()
-            z = torch.addmm(z, h, down.T, out=_like(f"z{m}.{i}", z))
-            self._z.append(z)
-            self._h.append(h)
-        out = z if weights.out is None else multiply("chain.out", z, weights.out.T)
-        off = torch.add(off_ND, out, out=_like(f"off{m}", x_ND))
-        return off if weights.codebook is None else off.add_(select("chain.c", weights.codebook, k_N))
+        self._inputs = [[room(factor.shape[1], dtype) for factor in step.factors] for step in weights]
+        self._z = [[room(E, dtype) for _ in range(L + 1)] for _ in weights]
+        self._h = [[room(H, dtype) for _ in range(L)] for _ in weights]
+        self._g, self._rows = room(D), room(D)
+        self._g_cast, self._out = (self._g, self._rows) if dtype == torch.float32 else (room(D, dtype), room(D, dtype))
+        self._dh, self._dz = room(H, dtype), room(E, dtype)
+        self._dz_cast = self._dz if dtype == torch.float32 else room(E)
+        self._d_inputs = [room(factor.shape[1], dtype) for factor in step.factors]
 
-    def backward(self, g_ND: Tensor, gradient: StepWeights, scale: float) -> Tensor:
-        """Add the step's gradients, turn g, the gradient by x̂ + f, into that by x̂; returns the loss of G."""
-        weights, k_N = self.weights, self.k_N
+    def gradient(
+        self,
+        weights: Sequence[StepWeights],
+        gradients: Sequence[StepWeights],
+        start: tuple[Tensor, Tensor | None],
+        batch: tuple[Tensor, Tensor],
+        scale: float,
+    ) -> Tensor:
+        """Add the gradient of `scale` × `loss.chain_loss` of N rows.
+
+        Args:
+            weights: of every step, in the dtype of its products.
+            gradients: what to add to, float32.
+            start: the codebook of step 0 and what to add its gradient to, or frozen centroids and None.
+            batch: normalised vectors, float32 [N, D], and symbols, after the list numbers of an IVF model, int64.
+            scale: of the loss.
+
+        Returns:
+            The loss and the last step's part of it, times `scale` [2].
+        """
+        x_ND, codes = batch
+        scale /= x_ND.shape[1]
+        book_KD, book_gradient = start
+        k_MN = codes.T.contiguous()
+        # how far x̂ is off before the first step and after each
+        torch.index_select(book_KD, 0, k_MN[0], out=self._offs[0]).sub_(x_ND)
+        for m, step in enumerate(weights):
+            self._forward(m, step, k_MN[m + 1], x_ND)
+        losses = [_square(off) for off in self._offs[0 if book_gradient is not None else 1 :]]
+        self._g.zero_()
+        for m in reversed(range(len(weights))):
+            self._g.add_(self._offs[m + 1], alpha=2 * scale)
+            losses += self._backward(m, weights[m], gradients[m], k_MN[m + 1], 2 * scale)
+        if book_gradient is not None:
+            book_gradient.index_add_(0, k_MN[0], self._g.add_(self._offs[0], alpha=2 * scale))
+        return torch.stack([torch.stack(losses).sum(), _square(self._offs[-1])]) * scale
+
+    def _forward(self, m: int, weights: StepWeights, k_N: Tensor, x_ND: Tensor) -> None:
+        """How far x̂ + f(C[k], x̂) is off x, from how far x̂ is."""
+        off, z, h, inputs = self._offs[m], self._z[m], self._h[m], self._inputs[m]
+        torch.add(off, x_ND, out=inputs[-1])
+        for i in reversed(range(1, len(inputs))):
+            torch.mm(inputs[i], weights.factors[i].T, out=inputs[i - 1])
+        torch.index_select(weights.table, 0, k_N, out=z[0]).addmm_(inputs[0], weights.factors[0].T)
+        for i, (up, down) in enumerate(zip(weights.ups, weights.downs, strict=True)):
+            torch.mm(z[i], up.T, out=h[i]).relu_()
+            torch.addmm(z[i], h[i], down.T, out=z[i + 1])
+        out = z[-1] if weights.out is None else torch.mm(z[-1], weights.out.T, out=self._out)
+        torch.add(off, out, out=self._offs[m + 1])
+        if weights.codebook is not None:
+            self._offs[m + 1] += torch.index_select(weights.codebook, 0, k_N, out=self._rows)
+
+    def _backward(self, m: int, weights: StepWeights, gradient: StepWeights, k_N: Tensor, scale: float) -> list[Tensor]:
+        """Add the step's gradients, and turn g, the gradient by x̂ + f, into that by x̂; returns the loss of G."""
+        z, h, dz, dh = self._z[m], self._h[m], self._dz, self._dh
         if gradient.codebook is not None:
-            gradient.codebook.index_add_(0, k_N, g_ND)
-        g = cast("chain.g_cast", g_ND, weights.table.dtype)
+            gradient.codebook.index_add_(0, k_N, self._g)
+        g = _cast(self._g, self._g_cast)
         if weights.out is None or gradient.out is None:
-            dz = _like("dz", g).copy_(g)
+            dz.copy_(g)
         else:
-            _accumulate(gradient.out, g, self._z[-1])
-            dz = multiply("chain.dz", g, weights.out)
+            _accumulate(gradient.out, g, z[-1])
+            torch.mm(g, weights.out, out=dz)
         for i in reversed(range(len(weights.ups))):
-            _accumulate(gradient.downs[i], dz, self._h[i])
-            dh = multiply("chain.dh", dz, weights.downs[i])
-            _threshold_backward(dh, self._h[i], 0, grad_input=dh)
-            _accumulate(gradient.ups[i], dh, self._z[i])
+            _accumulate(gradient.downs[i], dz, h[i])
+            torch.mm(dz, weights.downs[i], out=dh)
+            _threshold_backward(dh, h[i], 0, grad_input=dh)
+            _accumulate(gradient.ups[i], dh, z[i])
             dz.addmm_(dh, weights.ups[i])
-        gradient.table.index_add_(0, k_N, cast("chain.dz_cast", dz, torch.float32))
-        for i, (factor, inputs) in enumerate(zip(weights.factors, self._inputs, strict=True)):
-            _accumulate(gradient.factors[i], dz, inputs)
-            dz = multiply(f"chain.dz{i}", dz, factor)
-        g_ND += dz
+        gradient.table.index_add_(0, k_N, _cast(dz, self._dz_cast))
+        for i, factor in enumerate(weights.factors):
+            _accumulate(gradient.factors[i], dz, self._inputs[m][i])
+            dz = torch.mm(dz, factor, out=self._d_inputs[i])
+        self._g += dz
         if weights.preselect is None or gradient.preselect is None:
-            return g_ND.new_zeros(())
-        gap = select("chain.gap", weights.preselect, k_N).add_(self._off)
+            return []
+        gap = torch.index_select(weights.preselect, 0, k_N, out=self._rows).add_(self._offs[m])
         loss = _square(gap)
         gradient.preselect.index_add_(0, k_N, gap.mul_(scale))
-        return loss
+        return [loss]
 
 
-def _like(name: str, x: Tensor) -> Tensor:
-    return scratch(f"chain.{name}", tuple(x.shape), x.dtype, x.device)
+def _cast(x: Tensor, out: Tensor) -> Tensor:
+    return x if x is out else out.copy_(x)
 
 
 def _accumulate(gradient: Tensor, out_gradient: Tensor, inputs: Tensor) -> None:
-    """gradient += out_gradientᵀ inputs, summed in float32."""
+    """Add out_gradientᵀ inputs, summed in float32."""
     if gradient.dtype == inputs.dtype:
         gradient.addmm_(out_gradient.T, inputs)
     else:

@@ -9,10 +9,12 @@ from torch.nn import functional as F
 from qinco_core.codec.network import Network, Step, product
 from qinco_core.codec.precision import Plan
 from qinco_core.codec.workers import run_parallel
-from qinco_core.training.chain import StepWeights, chain_gradient
+from qinco_core.training.chain import Chain, StepWeights
 
-# rows that go through the chain together: what they leave behind on a CPU is to stay in its caches
-_ROWS = {"cpu": 512, "cuda": 1 << 16}
+# rows that go through the chain together, at most: on a CPU, what they leave behind is to stay in its caches
+_MOST = {"cpu": 1024, "cuda": 1 << 16}
+# below this many rows a thread's share is not worth its own chain
+_LEAST = 256
 
 
 class Gradients:
@@ -26,27 +28,19 @@ class Gradients:
         """Give the parameters of `network` gradients of zero.
 
         Args:
-            network: the model, on the plan's device.
+            network: the model, on the plan's device, where it must stay.
             plan: device, precision, threads.
         """
         self._network, self._plan = network, plan
-        config = network.config
+        self._steps = [step for step in network.steps if isinstance(step, Step)]
         shares = plan.threads if plan.device.type == "cpu" else 1
-        # networks of zeros hold the sums; centroids have none
-        like = config.model_copy(update={"ivf_K": min(1, config.ivf_K)})
-        self._sums = [Network(like).requires_grad_(False).to(plan.device) for _ in range(shares)]
-        for parameter, total in zip(network.parameters(), self._sums[0].parameters(), strict=True):
+        self._sums = [_Sums(network, plan.device) for _ in range(shares)]
+        for parameter, total in zip(network.parameters(), self._sums[0].network.parameters(), strict=True):
             parameter.grad = total
-        tables = [torch.zeros(config.K, config.E, device=plan.device) for _ in range(shares * len(network.steps))]
-        self._shares = [
-            [StepWeights.of(step, table) for step, table in zip(_steps(total), tables[i::shares], strict=True)]
-            for i, total in enumerate(self._sums)
-        ]
 
     def zero(self) -> None:
         """Forget what was added."""
-        for total in self._sums[0].parameters():
-            total.zero_()
+        torch._foreach_zero_(list(self._sums[0].network.parameters()))
 
     def add(self, batch: tuple[Tensor, Tensor, Tensor | None], scale: float) -> tuple[float, float]:
         """Add the gradients of scale × `loss.chain_loss`.
@@ -59,51 +53,76 @@ class Gradients:
             The loss and the final step's error of this batch, scaled.
         """
         x, codes, lists = batch
-        network, plan = self._network, self._plan
         if lists is not None:
             codes = torch.cat([lists[:, None], codes], dim=1)
-        steps = _steps(network)
-        tables = run_parallel(_table, steps, plan)
+        sums = self._sums[: max(1, len(x) // _LEAST)]
+        rows = min(_MOST[self._plan.device.type], -(-len(x) // len(sums)))
+        blocks = list(zip(x.split(rows), codes.split(rows), strict=True))
+        tables = run_parallel(_table, self._steps, self._plan)
         with torch.no_grad():
-            weights = [StepWeights.of(s, table).to(plan.dtype) for s, table in zip(steps, tables, strict=True)]
-        blocks = list(zip(x.split(_ROWS[plan.device.type]), codes.split(_ROWS[plan.device.type]), strict=True))
-        shares = [i for i in range(len(self._shares)) if i < len(blocks)]
-
-        @torch.no_grad()
-        def share(i: int) -> Tensor:
-            total, sums = self._sums[i], self._shares[i]
-            if i:
-                for parameter in total.parameters():
-                    parameter.zero_()
-            for gradient in sums:
-                gradient.table.zero_()
-            if network.codebook0 is None:
-                start = network.centroids, None
-            else:
-                start = network.codebook0, total.codebook0
-            losses = [chain_gradient(weights, sums, start, b, scale) for b in blocks[i :: len(shares)]]
-            return torch.stack(losses).sum(0)
-
-        @torch.no_grad()
-        def join(tensors: tuple[Tensor, ...]) -> None:
-            for other in tensors[1:]:
-                tensors[0].add_(other)
-
-        losses = run_parallel(share, shares, plan)
-        parts = [[*self._sums[i].parameters(), *(gradient.table for gradient in self._shares[i])] for i in shares]
-        run_parallel(join, list(zip(*parts, strict=True)), plan)
-
+            weights = [
+                StepWeights.of(step, table).to(self._plan.dtype)
+                for step, table in zip(self._steps, tables, strict=True)
+            ]
+            # the first share's sums of what parameters have gradients of are those gradients: they go on
+            for i, share in enumerate(sums):
+                torch._foreach_zero_(share.tensors if i else share.tables)
+            losses = run_parallel(
+                lambda i: sums[i].add(self._network, weights, blocks[i :: len(sums)], scale),
+                range(len(sums)),
+                self._plan,
+            )
+            run_parallel(lambda part: _join(sums, part), range(len(sums)), self._plan)
         # autograd takes the tables' gradients on to the parameters they are made of
-        def take_on(m: int) -> None:
-            tables[m].backward(self._shares[0][m].table)
-
-        run_parallel(take_on, range(len(tables)), plan)
-        loss, error = sum(losses).tolist()
+        ends = list(zip(tables, sums[0].tables, strict=True))
+        run_parallel(lambda end: end[0].backward(end[1]), ends, self._plan)
+        loss, error = torch.stack(losses).sum(0).tolist()
         return loss, error
 
 
-def _steps(network: Network) -> list[Step]:
-    return [step for step in network.steps if isinstance(step, Step)]
+class _Sums:
+    """One share's sums of gradients.
+
+    Attributes:
+        network: zeros of the network's shapes, but for centroids, that gradients are added to.
+        tables: the same for the steps' tables.
+    """
+
+    def __init__(self, network: Network, device: torch.device) -> None:
+        config = network.config
+        like = config.model_copy(update={"ivf_K": min(1, config.ivf_K)})
+        self.network = Network(like).requires_grad_(False).to(device)
+        self.tables = [torch.zeros(config.K, config.E, device=device) for _ in network.steps]
+        steps = (step for step in self.network.steps if isinstance(step, Step))
+        self._steps = [StepWeights.of(step, table) for step, table in zip(steps, self.tables, strict=True)]
+        self._chains: dict[int, Chain] = {}
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [*self.network.parameters(), *self.tables]
+
+    @torch.no_grad()
+    def add(
+        self, network: Network, weights: list[StepWeights], blocks: list[tuple[Tensor, Tensor]], scale: float
+    ) -> Tensor:
+        """Add the gradients of blocks of rows; returns the loss and the last step's part of it [2]."""
+        book = network.centroids if network.codebook0 is None else network.codebook0
+        assert book is not None
+        losses = []
+        for x, codes in blocks:
+            if len(x) not in self._chains:
+                self._chains[len(x)] = Chain(weights, *x.shape)
+            start = book, self.network.codebook0
+            losses.append(self._chains[len(x)].gradient(weights, self._steps, start, (x, codes), scale))
+        return torch.stack(losses).sum(0)
+
+
+@torch.no_grad()
+def _join(sums: list[_Sums], part: int) -> None:
+    """Add what the other shares have to the first, of every n-th tensor for n shares."""
+    total, *others = (share.tensors[part :: len(sums)] for share in sums)
+    for other in others:
+        torch._foreach_add_(total, other)
 
 
 def _table(step: Step) -> Tensor:

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,6 @@ class Run:
         self._val_search = narrow.fast
         self._early_search = EncodeConfig(A=config.A, B=config.B).fast
         self._late_search = EncodeConfig(A=config.late_A, B=config.late_B).fast
-        self._gradients = Gradients(self.state.network, plan)
         self._recent = _Recent()
 
     def start(self) -> None:
@@ -208,6 +208,10 @@ class Run:
             self._train_batch()
             started = time.perf_counter()
             return self._train_batch() / (time.perf_counter() - started)
+
+    @cached_property
+    def _gradients(self) -> Gradients:
+        return Gradients(self.state.network, self.plan)
 
     def _fraction(self) -> float:
         return self.budget.fraction(self.state.position.samples, self.state.position.seconds)

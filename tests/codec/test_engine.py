@@ -11,7 +11,6 @@ import torch
 
 from qinco_core.api import Codec
 from qinco_core.codec import reference
-from qinco_core.codec import pairs
 from qinco_core.codec.engine import Engine
 from qinco_core.codec.network import Network
 from qinco_core.codec.precision import plan
@@ -220,24 +219,12 @@ def test_codes_that_are_no_symbols(trained: Codec) -> None:
     assert np.array_equal(trained.encode(np.ones((1, 128), ">f4")), trained.encode(np.ones((1, 128), np.float32)))
 
 
-@pytest.mark.parametrize("K", [2, 16, 64, 256])
-@pytest.mark.parametrize("T", [1, 8, 20])
-def test_best_pairs_are_the_best(K: int, T: int) -> None:
-    torch.manual_seed(K)
-    score, norm = torch.randn(6, 10, K), torch.rand(6, 10)
-    found, value = pairs.best_pairs(score, norm, T)
-    values = (score + norm[..., None]).flatten(1)
-    best = values.topk(T, largest=False).values
-    assert torch.equal(value.sort(1).values, best.sort(1).values)
-    assert torch.equal(values.gather(1, found), value)
-    assert all(len(row.unique()) == T for row in found)
-
-
 def test_fast_search_of_every_width() -> None:
     for A in (0, 1, 2, 4, 16):
         for B in (1, 2, 4, 32):
             fast = EncodeConfig(A=A, B=B).fast
             assert fast.B >= B
+            assert fast.full == 0 or B < fast.full < fast.T
             assert A * B >= fast.T
 
 

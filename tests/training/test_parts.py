@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 
@@ -16,12 +17,16 @@ from qinco_core.config import ModelConfig, TrainConfig
 from qinco_core.progress import Silent
 from qinco_core.training.codewords import replace_unused
 from qinco_core.training.data import TrainingData, normalisation
-from qinco_core.training.gradients import accumulate_gradients
+from qinco_core.training.gradients import Gradients
 from qinco_core.training.initialise import initialise_weights, kmeans, nearest
 from qinco_core.training.loss import chain_loss
 from qinco_core.training.schedule import Budget, peak_rate, rate
 from qinco_core.training.state import new_state
 from qinco_core.vectors import open_vectors
+
+VARIANTS = pytest.mark.parametrize(
+    ("rules", "E", "ivf", "rank"), list(itertools.product(("qinco1", "qinco2"), (8, 12), (0, 5), (0, 3)))
+)
 
 
 def random_network(rules: str = "qinco2", E: int = 8, ivf: int = 0, rank: int = 0) -> Network:
@@ -33,10 +38,7 @@ def random_network(rules: str = "qinco2", E: int = 8, ivf: int = 0, rank: int = 
     return network
 
 
-@pytest.mark.parametrize("rules", ["qinco1", "qinco2"])
-@pytest.mark.parametrize("E", [8, 12])
-@pytest.mark.parametrize("ivf", [0, 5])
-@pytest.mark.parametrize("rank", [0, 3])
+@VARIANTS
 def test_loss_is_the_sum_of_method_4(rules: str, E: int, ivf: int, rank: int) -> None:
     """Against the formula, written with the plain network."""
     network = random_network(rules, E, ivf, rank)
@@ -56,18 +58,37 @@ def test_loss_is_the_sum_of_method_4(rules: str, E: int, ivf: int, rank: int) ->
     torch.testing.assert_close(error / 30, (network.decode(codes, 4, lists) - x).square().mean(), rtol=1e-4, atol=1e-5)
 
 
-def test_shared_gradients_are_the_gradients() -> None:
-    network = random_network()
-    parameters = list(network.parameters())
-    x, codes = torch.randn(1024, 12), torch.randint(8, (1024, 4))
-    loss, _ = chain_loss(network, x, codes, None, torch.float32)
-    expected = torch.autograd.grad(loss / 1024, parameters)
-    for threads in (1, 3):
-        network.zero_grad()
-        accumulate_gradients(network, parameters, (x, codes, None), 1 / 1024, plan("cpu", "float32", threads))
-        for parameter, wanted in zip(parameters, expected, strict=True):
+@VARIANTS
+@pytest.mark.parametrize("threads", [1, 3])
+def test_gradients_by_hand_are_those_of_autograd(rules: str, E: int, ivf: int, rank: int, threads: int) -> None:
+    """Of every parameter, whatever the model and the number of threads, added up over batches."""
+    network = random_network(rules, E, ivf, rank)
+    x, codes = torch.randn(1300, 12), torch.randint(8, (1300, 4))
+    lists = torch.randint(5, (1300,)) if ivf else None
+    loss, error = chain_loss(network, x, codes, lists, torch.float32)
+    expected = torch.autograd.grad(loss / 1300, list(network.parameters()))
+    sums = float(loss.detach()) / 1300, float(error) / 1300
+    gradients = Gradients(network, plan("cpu", "float32", threads))
+    for _ in range(2):  # the second time from memory that has been used
+        gradients.zero()
+        found = [
+            gradients.add((x[rows], codes[rows], None if lists is None else lists[rows]), 1 / 1300)
+            for rows in (slice(0, 700), slice(700, 1300))
+        ]
+        assert tuple(map(sum, zip(*found, strict=True))) == pytest.approx(sums, rel=1e-5)
+        for parameter, wanted in zip(network.parameters(), expected, strict=True):
             assert parameter.grad is not None
             torch.testing.assert_close(parameter.grad, wanted, rtol=1e-3, atol=1e-6)
+
+
+def test_gradients_in_bfloat16_are_near_those_in_float32() -> None:
+    network = random_network()
+    batch = torch.randn(600, 12), torch.randint(8, (600, 4)), None
+    both = []
+    for precision in ("float32", "bfloat16"):
+        Gradients(network, plan("cpu", precision, 2)).add(batch, 1 / 600)
+        both.append(torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None]).clone())
+    assert 0 < (both[1] - both[0]).norm() < 0.02 * both[0].norm()
 
 
 @pytest.mark.parametrize("rank", [0, 3])
