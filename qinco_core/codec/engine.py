@@ -147,8 +147,7 @@ class Engine:
         xhat_BD = xhat_NBD.flatten(0, 1)
         residual_NBD = x_ND[:, None] - xhat_NBD
         residual_BD = residual_NBD.flatten(0, 1)
-        inputs = step.input(xhat_BD)
-        hidden = step.hidden(inputs)
+        z_BE, h_BH = step.embed_beams(xhat_BD)
         full = 0
         if self._exhaustive(search):
             pair_NT = torch.arange(B * K, device=x_ND.device).expand(N, -1)
@@ -159,11 +158,11 @@ class Engine:
         if 0 < full < pair_NT.shape[1]:
             beam, k = pairs.split(pair_NT, B, K)
             forecast = self._forecasts[m]
-            h = step.activate(hidden, k, beam, forecast.units)
-            error = forecast.errors(error_NT.flatten(), xhat_BD, h, residual_BD, k, beam)
+            h = step.activate(h_BH, k, beam, forecast.units)
+            error = forecast.errors(error_NT.flatten(), z_BE, h, residual_BD, k, beam)
             pair_NT = pair_NT.gather(1, _smallest(error.view(pair_NT.shape), full))
         beam, k = pairs.split(pair_NT, B, K)
-        z = step.embed(inputs, step.activate(hidden, k, beam), k, beam)
+        z = step.embed(z_BE, step.activate(h_BH, k, beam), k, beam)
         error_NT = step.errors(z, k, residual_BD, beam).view(pair_NT.shape)
         best = _smallest(error_NT, 1 if last else min(search.B, error_NT.shape[1]))
         row = (best + torch.arange(N, device=x_ND.device)[:, None] * error_NT.shape[1]).flatten()
@@ -186,8 +185,8 @@ class Engine:
         row = torch.arange(len(xhat), device=xhat.device)
         for step, k in zip(self._steps, codes_Nm[:, 1:].T, strict=False):
             k = k.contiguous()
-            inputs = step.input(xhat)
-            step.refine_(xhat, step.embed(inputs, step.activate(step.hidden(inputs), k, row), k, row), k)
+            z_BE, h_BH = step.embed_beams(xhat)
+            step.refine_(xhat, step.embed(z_BE, step.activate(h_BH, k, row), k, row), k)
         return xhat.mul_(self._std).add_(self._mean)
 
 

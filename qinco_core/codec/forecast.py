@@ -2,10 +2,11 @@
 
 Evaluating a network in full is most of an encoder's work, and most candidates do not survive. Their order can be told
 well enough from h = relu(W_up₁ z₀), which the tables of method §8.1 give for next to nothing: f − G[k] is
-predicted by least squares from the units of h that say most, x̂ and the codeword, in the few dimensions in which the
+predicted by least squares from the units of h that say most, P x̂ and the codeword, in the few dimensions in which the
 prediction varies most,
 
-    basisᵀ (f − G[k]) ≈ y = t[k] + X x̂ + W h,     ‖r − f‖² ≈ ‖r − G[k]‖² − ‖basisᵀ(r − G[k])‖² + ‖basisᵀ(r − G[k]) − y‖²
+    basisᵀ (f − G[k]) ≈ y = t[k] + X P x̂ + W h
+    ‖r − f‖² ≈ ‖r − G[k]‖² − ‖basisᵀ(r − G[k])‖² + ‖basisᵀ(r − G[k]) − y‖²
 
 It is fitted to random codes of the model itself, so it needs no vectors. Shapes: R rows (candidates), B
 reconstructions, D dimension, K codewords, H hidden width, d dimensions of the forecast.
@@ -42,7 +43,7 @@ class Forecast:
             fit: sums over random codes.
         """
         assert tables.preselect is not None
-        H = tables.width
+        _, H = tables.sizes
         order = fit.importance().argsort(descending=True)
         tables.order_hidden(order)
         self.units = -(-H // 2)
@@ -57,22 +58,22 @@ class Forecast:
         self._books = ready(tables.preselect.double() @ basis / -2)
         self._codewords = ready((mean_y - mean_x @ weight) @ basis)
         self._hidden = ready((weight[: self.units] @ basis).T, tables.dtype)
-        self._xhat = ready((weight[self.units :] @ basis).T)
+        self._z = ready((weight[self.units :] @ basis).T)
 
     def errors(
-        self, error_R: Tensor, xhat_BD: Tensor, h_RH: Tensor, residual_BD: Tensor, k_R: Tensor, beam_R: Tensor
+        self, error_R: Tensor, z_BE: Tensor, h_RH: Tensor, residual_BD: Tensor, k_R: Tensor, beam_R: Tensor
     ) -> Tensor:
         """‖r − f‖² of every candidate, about, float32 [R].
 
         Args:
             error_R: ‖r − G[k]‖², r being the residual of its beam.
-            xhat_BD: reconstructions, float32.
+            z_BE: P x̂ of the reconstructions, float32.
             h_RH: first hidden layers, in the dtype of the tables' products.
             residual_BD: x − x̂ of each reconstruction, float32.
             k_R: codewords.
             beam_R: the reconstruction that goes with each.
         """
-        y_B = multiply("y_B", xhat_BD, self._xhat.T)
+        y_B = multiply("y_B", z_BE, self._z.T)
         y = pairs.add("y", self._codewords, k_R, y_B, beam_R)
         y.add_(multiply("hidden_y", h_RH, self._hidden.T))
         r_B = multiply("r_B", residual_BD, self._basis.T)
@@ -104,11 +105,11 @@ def fit_forecasts(start_KD: Tensor, steps: Sequence[StepTables]) -> list[Forecas
 
 
 class _Fit:
-    """Sums over codes for the least squares of (f − G[k]) from (h, x̂), both about their means per codeword."""
+    """Sums over codes for the least squares of (f − G[k]) from (h, P x̂), both about their means per codeword."""
 
     def __init__(self, tables: StepTables) -> None:
         K, D = tables.codebook.shape
-        X = tables.width + D
+        X = sum(tables.sizes)
         self._tables = tables
         self._count, self._x, self._y, self._xx, self._xy = (
             torch.zeros(shape, dtype=torch.float64, device=tables.codebook.device)
@@ -120,11 +121,11 @@ class _Fit:
         tables = self._tables
         assert tables.preselect is not None
         row = torch.arange(len(k_N), device=k_N.device)
-        inputs = tables.input(xhat_ND)
-        h = tables.activate(tables.hidden(inputs), k_N, row)
-        x = torch.cat([h.float(), xhat_ND], dim=1)
+        z_NE, h_NH = tables.embed_beams(xhat_ND)
+        h = tables.activate(h_NH, k_N, row)
+        x = torch.cat([h.float(), z_NE], dim=1)
         y = xhat_ND.neg()
-        tables.refine_(xhat_ND, tables.embed(inputs, h, k_N, row), k_N)
+        tables.refine_(xhat_ND, tables.embed(z_NE, h, k_N, row), k_N)
         y += xhat_ND
         y += tables.preselect.index_select(0, k_N) / 2
         self._count += torch.bincount(k_N, minlength=len(self._count))
@@ -136,18 +137,18 @@ class _Fit:
     @property
     def rest(self) -> Tensor:
         """The columns that are not of h."""
-        return torch.arange(self._tables.width, len(self._xx), device=self._xx.device)
+        return torch.arange(self._tables.sizes[1], len(self._xx), device=self._xx.device)
 
     def importance(self) -> Tensor:
         """How much each unit of h moves the predictions made from all of them: weight times standard deviation [H]."""
-        H = self._tables.width
+        _, H = self._tables.sizes
         weight, mean_x, *_ = self.solve(torch.arange(len(self._xx), device=self._xx.device))
         variance = self._xx.diagonal() - (mean_x * self._x).sum(0)
         moved: Tensor = torch.linalg.vector_norm(weight[:H], dim=1) * variance[:H].clamp(min=0).sqrt()
         return moved
 
     def solve(self, columns: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The weights of these columns of (h, x̂), the means per codeword of both sides, the predictions' squares."""
+        """The weights of these columns of (h, P x̂), the means per codeword of both sides, the predictions' squares."""
         count = self._count.clamp(min=1)[:, None]
         x = self._x[:, columns]
         mean_x, mean_y = x / count, self._y / count

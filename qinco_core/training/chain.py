@@ -67,28 +67,32 @@ class Chain:
     The parts of it that are named after a step have one entry for each.
     """
 
-    def __init__(self, weights: Sequence[StepWeights], N: int, D: int) -> None:
+    def __init__(self, weights: Sequence[StepWeights], N: int, D: int, device: torch.device) -> None:
         """Make room.
 
         Args:
             weights: of every step, for their shapes and the dtype of products.
             N: rows.
             D: dimension.
+            device: where.
         """
-        step = weights[0]
-        dtype, device = step.table.dtype, step.table.device
 
         def room(width: int, dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.empty(N, width, dtype=dtype, device=device)
 
+        self._offs = [room(D) for _ in range(len(weights) + 1)]
+        self._g = room(D)
+        if not weights:  # a model of one symbol is one codebook
+            return
+        step = weights[0]
+        dtype = step.table.dtype
         E, H = step.downs[0].shape
         L = len(step.ups)
-        self._offs = [room(D) for _ in range(len(weights) + 1)]
         # what each factor of W_cat,x multiplies, the one that multiplies first at the end
         self._inputs = [[room(factor.shape[1], dtype) for factor in step.factors] for step in weights]
         self._z = [[room(E, dtype) for _ in range(L + 1)] for _ in weights]
         self._h = [[room(H, dtype) for _ in range(L)] for _ in weights]
-        self._g, self._rows = room(D), room(D)
+        self._rows = room(D)
         self._g_cast, self._out = (self._g, self._rows) if dtype == torch.float32 else (room(D, dtype), room(D, dtype))
         self._dh, self._dz = room(H, dtype), room(E, dtype)
         self._dz_cast = self._dz if dtype == torch.float32 else room(E)

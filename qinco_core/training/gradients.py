@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -40,7 +42,7 @@ class Gradients:
 
     def zero(self) -> None:
         """Forget what was added."""
-        torch._foreach_zero_(list(self._sums[0].network.parameters()))
+        _zero(self._sums[0].network.parameters())
 
     def add(self, batch: tuple[Tensor, Tensor, Tensor | None], scale: float) -> tuple[float, float]:
         """Add the gradients of scale × `loss.chain_loss`.
@@ -66,7 +68,7 @@ class Gradients:
             ]
             # the first share's sums of what parameters have gradients of are those gradients: they go on
             for i, share in enumerate(sums):
-                torch._foreach_zero_(share.tensors if i else share.tables)
+                _zero(share.tensors if i else share.tables)
             losses = run_parallel(
                 lambda i: sums[i].add(self._network, weights, blocks[i :: len(sums)], scale),
                 range(len(sums)),
@@ -111,10 +113,16 @@ class _Sums:
         losses = []
         for x, codes in blocks:
             if len(x) not in self._chains:
-                self._chains[len(x)] = Chain(weights, *x.shape)
+                N, D = x.shape
+                self._chains[N] = Chain(weights, N, D, x.device)
             start = book, self.network.codebook0
             losses.append(self._chains[len(x)].gradient(weights, self._steps, start, (x, codes), scale))
         return torch.stack(losses).sum(0)
+
+
+def _zero(tensors: Iterable[Tensor]) -> None:
+    for tensor in tensors:
+        tensor.zero_()
 
 
 @torch.no_grad()

@@ -64,7 +64,7 @@ def test_it_equals_the_dense_network(rank: int, rules: str, E: int, ivf: int, x:
 @pytest.mark.parametrize(("rank", "factors"), [(4, True), (16, False)])
 def test_the_engine_takes_what_costs_less(rank: int, factors: bool) -> None:
     tables = StepTables(pair("qinco2", 16, rank)[0].steps[0], plan("cpu", "float32"))  # type: ignore[arg-type]
-    assert (tables._xhat_in is not None) == factors == (rank * (D + 16 + H) < (16 + H) * D)
+    assert (len(tables._from_xhat) == 2) == factors == (rank * (D + 16) < 16 * D)
 
 
 @pytest.mark.parametrize("rank", [0, 3])

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qinco_core.codec import select
 from qinco_core.codec.packing import pack
-from qinco_core.index import kernels, select
+from qinco_core.index import kernels
 
 L, D, N, Q = 12, 20, 600, 7
 METRICS = {"l2": 0, "ip": 1, "cosine": 2}

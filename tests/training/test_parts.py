@@ -81,6 +81,16 @@ def test_gradients_by_hand_are_those_of_autograd(rules: str, E: int, ivf: int, r
             torch.testing.assert_close(parameter.grad, wanted, rtol=1e-3, atol=1e-6)
 
 
+def test_gradients_of_one_codebook_alone() -> None:
+    network = Network(ModelConfig(D=4, M=1, K=8))
+    codes = torch.tensor([[3], [3], [5]])
+    gradients = Gradients(network, plan("cpu", "float32", 2))
+    loss, error = gradients.add((torch.ones(3, 4), codes, None), 1 / 3)
+    assert loss == error == pytest.approx(1)
+    assert network.codebook0 is not None and network.codebook0.grad is not None
+    assert network.codebook0.grad[:, 0].tolist() == pytest.approx([0, 0, 0, -1 / 3, 0, -1 / 6, 0, 0])
+
+
 def test_gradients_in_bfloat16_are_near_those_in_float32() -> None:
     network = random_network()
     batch = torch.randn(600, 12), torch.randint(8, (600, 4)), None
