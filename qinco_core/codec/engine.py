@@ -141,7 +141,10 @@ class Engine:
         search: EncodeConfig,
     ) -> tuple[Tensor, Tensor]:
         """One step of the beam search: the best extensions of the beams, B of them or fewer if there are fewer."""
-        step, last = self._steps[m], m == len(self._steps) - 1
+        last = m == len(self._steps) - 1
+        exhaustive = self._exhaustive(search)
+        forecast = self._forecasts[m] if search.full and not exhaustive else None
+        step = forecast.tables if forecast else self._steps[m]
         N, B, D = xhat_NBD.shape
         K = self.config.K
         xhat_BD = xhat_NBD.flatten(0, 1)
@@ -149,15 +152,14 @@ class Engine:
         residual_BD = residual_NBD.flatten(0, 1)
         z_BE, h_BH = step.embed_beams(xhat_BD)
         full = 0
-        if self._exhaustive(search):
+        if exhaustive:
             pair_NT = torch.arange(B * K, device=x_ND.device).expand(N, -1)
         else:
             # the last step keeps one of its candidates, so it needs fewer
             T, full = (_fewer(search.T), _fewer(search.full)) if last else (search.T, search.full)
             pair_NT, error_NT = _preselect(step, residual_NBD, search.A, search.B, T)
-        if 0 < full < pair_NT.shape[1]:
+        if forecast and full < pair_NT.shape[1]:
             beam, k = pairs.split(pair_NT, B, K)
-            forecast = self._forecasts[m]
             h = step.activate(h_BH, k, beam, forecast.units)
             error = forecast.errors(error_NT.flatten(), z_BE, h, residual_BD, k, beam)
             pair_NT = pair_NT.gather(1, _smallest(error.view(pair_NT.shape), full))

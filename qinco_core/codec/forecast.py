@@ -32,20 +32,21 @@ class Forecast:
     """The forecast of one step.
 
     Attributes:
-        units: so many units of the hidden layer are needed, the first ones.
+        tables: of the step, with the units of the hidden layer in the order of how much they say.
+        units: so many of them, the first ones, are needed.
     """
 
     def __init__(self, tables: StepTables, fit: _Fit) -> None:
         """Solve for the best one.
 
         Args:
-            tables: of the step; it has a pre-selection codebook. The units of its hidden layer are put in order.
+            tables: of the step; it has a pre-selection codebook.
             fit: sums over random codes.
         """
         assert tables.preselect is not None
         _, H = tables.sizes
         order = fit.importance().argsort(descending=True)
-        tables.order_hidden(order)
+        self.tables = tables.with_hidden_in_order(order)
         self.units = -(-H // 2)
         weight, mean_x, mean_y, spread = fit.solve(torch.cat([order[: self.units], fit.rest]))
         # the directions in which the predictions vary most
@@ -68,7 +69,7 @@ class Forecast:
         Args:
             error_R: ‖r − G[k]‖², r being the residual of its beam.
             z_BE: P x̂ of the reconstructions, float32.
-            h_RH: first hidden layers, in the dtype of the tables' products.
+            h_RH: first hidden layers from `tables`, `units` of them, in the dtype of products.
             residual_BD: x − x̂ of each reconstruction, float32.
             k_R: codewords.
             beam_R: the reconstruction that goes with each.

@@ -14,6 +14,8 @@ width, L blocks.
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -85,10 +87,13 @@ class StepTables:
         h = pairs.add_relu("h32", self._u, k_R, h_BH, beam_R, width or self.sizes[1])
         return cast("h", h, self.dtype)
 
-    def order_hidden(self, order_H: Tensor) -> None:
-        """Put the units of the first hidden layer into another order, which changes nothing of what the step does."""
-        self._u, self._ups[0] = self._u[:, order_H].contiguous(), self._ups[0][order_H].contiguous()
-        self._downs[0] = self._downs[0][:, order_H].contiguous()
+    def with_hidden_in_order(self, order_H: Tensor) -> StepTables:
+        """These tables with the units of the first hidden layer in another order, which gives the same results."""
+        other = copy.copy(self)
+        other._u = self._u[:, order_H].contiguous()
+        other._ups = [self._ups[0][order_H].contiguous(), *self._ups[1:]]
+        other._downs = [self._downs[0][:, order_H].contiguous(), *self._downs[1:]]
+        return other
 
     def embed(self, z_BE: Tensor, h_RH: Tensor, k_R: Tensor, beam_R: Tensor) -> Tensor:
         """The embedding z after the residual blocks, in `dtype` [R, E].
