@@ -18,7 +18,7 @@ from qinco_core.codec.forecast import Forecast, fit_forecasts
 from qinco_core.codec.network import Network, Step
 from qinco_core.codec.precision import Plan
 from qinco_core.codec.tables import StepTables
-from qinco_core.codec.workers import cast, map_rows, scratch
+from qinco_core.codec.workers import cast, map_rows, one_thread_each, scratch
 from qinco_core.config import EncodeConfig
 
 # network rows evaluated at once by one core, in bytes of a hidden layer's column, so that the layer (× 256) stays in
@@ -175,7 +175,8 @@ class Engine:
 
     @cached_property
     def _forecasts(self) -> list[Forecast]:
-        return fit_forecasts(self._start, self._steps)
+        with one_thread_each():  # so that the sums, and with them symbols, do not depend on how many threads there are
+            return fit_forecasts(self._start, self._steps)
 
     def decode_rows(self, codes_Nm: Tensor) -> Tensor:
         """Decode a few thousand codes at most, on this thread and the plan's device: float32 [N, D].
