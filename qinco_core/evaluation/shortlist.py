@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from qinco_core.codec.precision import Plan
-from qinco_core.codec.workers import run_parallel, scratch
+from qinco_core.codec.workers import multiply, run_parallel
 from qinco_core.errors import UsageError
 
 GROUP = 64  # vectors of which first the nearest alone is looked at
@@ -133,9 +133,7 @@ class Shortlist:
     def _products(self, part: slice, block: Block, columns: slice) -> Tensor:
         """The s of pairs, float32 [R, n], n a multiple of `GROUP`."""
         w, a = self._weights[part], block.products[columns.start : _whole(columns.stop)]
-        shape = len(w), len(a)
-        out = scratch("products", shape) if w.device.type == "cpu" else w.new_empty(shape)
-        return torch.mm(w, a.T, out=out)
+        return multiply("products", w, a.T)
 
     def _double(self, part: slice, block: Block, columns: slice) -> Tensor:
         """The same in float64."""

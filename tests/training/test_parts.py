@@ -53,7 +53,7 @@ def test_loss_is_the_sum_of_method_4(rules: str, E: int, ivf: int, rank: int) ->
             before = network.decode(codes, m - 1, lists) if m > 1 else network.start(codes, lists)[0]
             guess = network.steps[m - 1 - used].preselect[codes[:, m - 1]]
             expected = expected + (before.detach() + guess - x).square().mean()
-    loss, error = chain_loss(network, x, codes, lists, torch.float32)
+    loss, error = chain_loss(network, x, codes, lists)
     torch.testing.assert_close(loss / 30, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(error / 30, (network.decode(codes, 4, lists) - x).square().mean(), rtol=1e-4, atol=1e-5)
 
@@ -65,7 +65,7 @@ def test_gradients_by_hand_are_those_of_autograd(rules: str, E: int, ivf: int, r
     network = random_network(rules, E, ivf, rank)
     x, codes = torch.randn(1300, 12), torch.randint(8, (1300, 4))
     lists = torch.randint(5, (1300,)) if ivf else None
-    loss, error = chain_loss(network, x, codes, lists, torch.float32)
+    loss, error = chain_loss(network, x, codes, lists)
     expected = torch.autograd.grad(loss / 1300, list(network.parameters()))
     sums = float(loss.detach()) / 1300, float(error) / 1300
     gradients = Gradients(network, plan("cpu", "float32", threads))
@@ -180,7 +180,7 @@ def test_kmeans_repairs_empty_clusters() -> None:
 def test_unused_codewords_come_back(trained: Codec) -> None:
     network = Network.from_arrays(trained.config, trained.network.to_arrays()).requires_grad_()
     state = new_state(network, TrainConfig(samples=1))
-    loss, _ = chain_loss(network, torch.randn(64, 128), torch.randint(64, (64, 8)), None, torch.float32)
+    loss, _ = chain_loss(network, torch.randn(64, 128), torch.randint(64, (64, 8)), None)
     loss.backward()
     state.optimizer.step()
     before = network.steps[2].codebook.detach().clone()
