@@ -17,6 +17,7 @@ from typing import Any
 
 import common
 import numpy as np
+import products
 import torch
 
 from qinco_core.api import Codec
@@ -75,20 +76,11 @@ def _rows(D: int, files: common.Sift, options: argparse.Namespace) -> list[dict[
 
 
 def _products(codec: Codec, what: str) -> float:
-    """How many times fewer products the engine needs than the plain path, by method §8.1: a step, a vector."""
-    c, fast = codec.config, _SEARCH.fast
-    ends = 2 * c.E * c.D if c.projects else 0
-    network = ends + c.E * (c.E + c.D) + 2 * c.L * c.H * c.E
-    beam = c.E * c.D + c.H * c.E
-    blocks = c.H * c.E + 2 * (c.L - 1) * c.H * c.E
+    """How many times fewer products the engine needs than the plain path."""
+    config = codec.config
     if what == "decode":
-        return network / (beam + blocks + ends / 2)
-    plain = _SEARCH.B * c.K * c.D + _SEARCH.A * _SEARCH.B * network
-    inside = c.E * c.D if c.D > c.E else 0
-    forecast = 32 * (c.D + c.E)
-    candidate = blocks + (c.E * c.E if inside else 0)
-    engine = fast.B * (c.K * c.D + beam + inside + forecast + ends / 2) + fast.T * 16 * c.H + fast.full * candidate
-    return plain / engine
+        return products.plain_decoding(config) / products.engine_decoding(config)
+    return products.plain_encoding(config, _SEARCH) / products.engine_encoding(config, _SEARCH.fast)
 
 
 def _joined(path: Path, times: int, limit: int) -> np.ndarray:

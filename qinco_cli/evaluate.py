@@ -61,7 +61,7 @@ def evaluate(
         bool, typer.Option("--baselines", help="Compare with Faiss PQ, OPQ, RQ and LSQ at the same bytes.")
     ] = False,
     baseline: Annotated[
-        list[str] | None, typer.Option("--baseline", metavar="PQ|OPQ|RQ|LSQ", help="Only these; repeatable.")
+        list[str] | None, typer.Option("--baseline", metavar="PQ|OPQ|RQ|LSQ|PRQ|SQ|RaBitQ", help="Only these; repeatable.")
     ] = None,
     train: Annotated[
         str | None,
@@ -203,10 +203,10 @@ def _load_queries(openers: Openers, vectors: VectorFile) -> Queries:
 
 def _baseline_names(every: bool, some: Sequence[str] | None) -> list[str]:
     from qinco_core.errors import UsageError
-    from qinco_core.evaluation.baselines import baseline_names
+    from qinco_core.evaluation.baselines import baseline_names, usual_baselines
     from qinco_core.optional import import_faiss
 
-    names = list(some or (baseline_names() if every else ()))
+    names = list(some or (usual_baselines() if every else ()))
     if unknown := [name for name in names if name not in baseline_names()]:
         raise UsageError(f"no baseline {unknown[0]!r}; there are {', '.join(baseline_names())}")
     if names:

@@ -260,6 +260,7 @@ class TrainConfig(Frozen):
         batch: vectors of one optimizer step, of one of its `accumulate` parts if there are several.
         passes: optimizer passes over each encoded batch before it is encoded anew.
         encode_batch: vectors encoded together.
+        replace: vectors trained on before codewords that none of them used are replaced; None: those of a round.
         clip: bound on each gradient entry; 0: none.
         warmup: share of the budget in which the rate rises linearly.
         schedule: "cosine" (a quarter wave down to `floor` of the peak) or "plateau" (method §5).
@@ -275,6 +276,7 @@ class TrainConfig(Frozen):
     schedule: Literal["cosine", "plateau"] = "cosine"
     lr: float | None = Field(default=None, gt=0)
     weight_decay: float = Field(default=0.1, ge=0)
+    replace: int | None = Field(default=None, ge=1)
     clip: float = Field(default=0.1, ge=0)
     batch: int = Field(default=1024, ge=1)
     accumulate: int = Field(default=1, ge=1)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qinco_core.errors import DimensionError, UsageError
+from qinco_core.errors import DependencyError, DimensionError, UsageError
 from qinco_core.evaluation.metrics import ErrorSum
 from qinco_core.optional import import_faiss
 
@@ -23,6 +23,7 @@ Floats = npt.NDArray[np.float32]
 
 _K = 256  # one byte a symbol
 _WARM = 64  # vectors that warm up before a timing
+_RABITQ_FACTORS = 8  # bytes of each code that are not bits of dimensions
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,8 +64,13 @@ class _Quantizer:
 
 
 def baseline_names() -> tuple[str, ...]:
-    """The names `run_baseline` takes, cheapest first."""
+    """The names `run_baseline` takes; the first four are for any number of bytes up to D."""
     return tuple(_BUILDERS)
+
+
+def usual_baselines() -> tuple[str, ...]:
+    """Those that a model is compared with unless others are named, cheapest first."""
+    return "PQ", "OPQ", "RQ", "LSQ"
 
 
 def run_baseline(
@@ -181,11 +187,66 @@ def _lsq(faiss: Any, shape: tuple[int, int], M: int, seed: int, beam: int) -> _Q
     return _Quantizer(lsq.train, lsq.compute_codes, lsq.decode, note)
 
 
+def _prq(faiss: Any, shape: tuple[int, int], M: int, seed: int, beam: int) -> _Quantizer:
+    D = shape[1]
+    if M % 2 or D % 2:
+        raise UsageError(f"no PRQ of {M} bytes for {D} dimensions: both must be even; use RQ")
+    prq = faiss.ProductResidualQuantizer(D, 2, M // 2, 8)
+    for part in range(2):
+        rq = faiss.downcast_AdditiveQuantizer(prq.subquantizer(part))
+        rq.max_beam_size = beam
+        _set_clustering(rq.cp, shape[0], seed)
+    return _Quantizer(prq.train, prq.compute_codes, prq.decode, f"{M} bytes: 2 parts of {M // 2} steps of 8 bits; beam {beam}")
+
+
+def _sq(faiss: Any, shape: tuple[int, int], M: int, seed: int, beam: int) -> _Quantizer:
+    width = 2 * M
+    if width > shape[1]:
+        raise UsageError(f"no SQ of {M} bytes for {shape[1]} dimensions: it takes 4 bits of each at most; use RQ")
+    return _index(faiss, shape[1], f"PCAR{width},SQ4", M, f"the first {width} principal components, 4 bits each")
+
+
+def _rabitq(faiss: Any, shape: tuple[int, int], M: int, seed: int, beam: int) -> _Quantizer:
+    width = 8 * (M - _RABITQ_FACTORS)
+    if not 0 < width <= shape[1]:
+        least, most = _RABITQ_FACTORS + 1, _RABITQ_FACTORS + shape[1] // 8
+        raise UsageError(f"no RaBitQ of {M} bytes for {shape[1]} dimensions: {least} to {most} bytes; use RQ")
+    return _index(
+        faiss, shape[1], f"PCAR{width},RaBitQ", M, f"the first {width} principal components, rotated, 1 bit each"
+    )
+
+
+def _index(faiss: Any, D: int, factory: str, M: int, what: str) -> _Quantizer:
+    """A quantizer that Faiss has as an index."""
+    try:
+        index = faiss.index_factory(D, factory)
+    except RuntimeError as error:
+        raise DependencyError(f"this Faiss has no {factory}: upgrade it ({error})") from None
+    if index.sa_code_size() != M:
+        raise UsageError(f"Faiss's {factory} has {index.sa_code_size()} bytes, not {M}")
+    mean = np.zeros(D, np.float32)
+
+    def train(x: Floats) -> None:
+        # Faiss's way back from principal components loses the mean of what it left out
+        mean[:] = x.mean(axis=0, dtype=np.float64)
+        index.train(x - mean)
+
+    return _Quantizer(
+        train=train,
+        encode=lambda x: index.sa_encode(x - mean),
+        decode=lambda codes: index.sa_decode(codes) + mean,
+        note=f"{M} bytes: {what}",
+    )
+
+
 _BUILDERS: dict[str, Callable[[Any, tuple[int, int], int, int, int], _Quantizer]] = {
     "PQ": _pq,
     "OPQ": _opq,
     "RQ": _rq,
     "LSQ": _lsq,
+    "PRQ": _prq,
+    "SQ": _sq,
+    "RaBitQ": _rabitq,
 }
 
 

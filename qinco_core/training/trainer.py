@@ -133,6 +133,7 @@ class Run:
         self._early_search = EncodeConfig(A=config.A, B=config.B).fast
         self._late_search = EncodeConfig(A=config.late_A, B=config.late_B).fast
         self._recent = _Recent()
+        self._unused = 0
 
     def start(self) -> None:
         """Initialise the network."""
@@ -222,6 +223,8 @@ class Run:
         started = time.perf_counter()
         v, lists = self.data.draw(position.batches)
         search = self._early_search if self._fraction() < config.late else self._late_search
+        if config.replace and state.usage[0].sum() >= config.replace:
+            self._replace_unused()
         codes, _ = Engine(state.network, self.plan).encode(v, search, lists)
         for m, k in enumerate(codes.T):
             state.usage[m] += torch.bincount(k, minlength=state.usage.shape[1])
@@ -260,6 +263,14 @@ class Run:
         position.steps += 1
         return loss, error
 
+    def _replace_unused(self) -> None:
+        state = self.state
+        unused = int((state.usage == 0).sum())
+        if unused and self._fraction() < _REPLACE_UNTIL:
+            replace_unused(state.network, state.optimizer, state.usage, state.generator)
+        self._unused += unused
+        state.usage.zero_()
+
     def _rate(self) -> float:
         position, fraction = self.state.position, self._fraction()
         if fraction < self.config.warmup or not position.peak:
@@ -291,10 +302,9 @@ class Run:
         if position.best_mse is None or mse < position.best_mse:
             position.best_mse, position.best_round = mse, position.rounds
             state.best = state.network.to_arrays()
-        unused = int((state.usage == 0).sum())
-        if unused and self._fraction() < _REPLACE_UNTIL:
-            replace_unused(state.network, state.optimizer, state.usage, state.generator)
-        state.usage.zero_()
+        if self.config.replace is None:
+            self._replace_unused()
+        unused, self._unused = self._unused, 0
         if self.config.schedule == "plateau":
             stale = position.rounds - position.best_round
             position.scale *= 0.1 if stale and stale % _PATIENCE == 0 else 1.0

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from qinco_core.errors import DimensionError, UsageError
-from qinco_core.evaluation.baselines import baseline_names, run_baseline
+from qinco_core.evaluation.baselines import baseline_names, run_baseline, usual_baselines
 
 
-@pytest.mark.parametrize(("name", "code_bytes"), [("PQ", 4), ("OPQ", 2), ("RQ", 4), ("LSQ", 2)])
+@pytest.mark.parametrize(("name", "code_bytes"), [("PQ", 4), ("OPQ", 2), ("RQ", 4), ("LSQ", 2), ("PRQ", 4), ("SQ", 8)])
 def test_a_baseline_measures_what_it_decodes(learn, base, name, code_bytes):
     xb = base[:300]
     result = run_baseline(name, learn, xb, code_bytes, seed=1, threads=1)
@@ -60,10 +60,23 @@ def test_threads_are_given_back(learn, base):
     assert faiss.omp_get_max_threads() == before
 
 
+def test_a_code_of_one_bit_per_dimension_is_coarse(learn, base):
+    few, many = (run_baseline("RaBitQ", learn, base[:300], size, seed=1, threads=1) for size in (12, 24))
+    assert 1 > few.relative_mse > many.relative_mse > 0.2
+    assert "128 principal components" in many.note
+
+
 def test_what_cannot_be_is_refused(learn, base):
-    assert baseline_names() == ("PQ", "OPQ", "RQ", "LSQ")
-    with pytest.raises(UsageError, match="PQ, OPQ, RQ, LSQ"):
-        run_baseline("SQ", learn, base, 2, seed=1)
+    assert baseline_names() == (*usual_baselines(), "PRQ", "SQ", "RaBitQ")
+    with pytest.raises(UsageError, match="PQ, OPQ, RQ, LSQ, PRQ, SQ, RaBitQ"):
+        run_baseline("VQ", learn, base, 2, seed=1)
+    with pytest.raises(UsageError, match="no PRQ of 3 bytes"):
+        run_baseline("PRQ", learn, base, 3, seed=1)
+    with pytest.raises(UsageError, match="no SQ of 65 bytes for 128 dimensions"):
+        run_baseline("SQ", learn, base, 65, seed=1)
+    for size in (8, 25):
+        with pytest.raises(UsageError, match="9 to 24 bytes"):
+            run_baseline("RaBitQ", learn, base, size, seed=1)
     with pytest.raises(UsageError, match="no PQ of 8 bytes for 4 dimensions"):
         run_baseline("PQ", learn[:, :4], base[:, :4], 8, seed=1)
     with pytest.raises(UsageError, match="256 training vectors or more, not 100"):
