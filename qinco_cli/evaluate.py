@@ -61,7 +61,8 @@ def evaluate(
         bool, typer.Option("--baselines", help="Compare with Faiss PQ, OPQ, RQ and LSQ at the same bytes.")
     ] = False,
     baseline: Annotated[
-        list[str] | None, typer.Option("--baseline", metavar="PQ|OPQ|RQ|LSQ|PRQ|SQ|RaBitQ", help="Only these; repeatable.")
+        list[str] | None,
+        typer.Option("--baseline", metavar="PQ|OPQ|RQ|LSQ|PRQ|SQ|RaBitQ", help="Only these; repeatable."),
     ] = None,
     train: Annotated[
         str | None,

@@ -196,7 +196,8 @@ def _prq(faiss: Any, shape: tuple[int, int], M: int, seed: int, beam: int) -> _Q
         rq = faiss.downcast_AdditiveQuantizer(prq.subquantizer(part))
         rq.max_beam_size = beam
         _set_clustering(rq.cp, shape[0], seed)
-    return _Quantizer(prq.train, prq.compute_codes, prq.decode, f"{M} bytes: 2 parts of {M // 2} steps of 8 bits; beam {beam}")
+    note = f"{M} bytes: 2 parts of {M // 2} steps of 8 bits; beam {beam}"
+    return _Quantizer(prq.train, prq.compute_codes, prq.decode, note)
 
 
 def _sq(faiss: Any, shape: tuple[int, int], M: int, seed: int, beam: int) -> _Quantizer:

@@ -9,6 +9,8 @@ from qinco_core.errors import UsageError
 
 _DEFAULT_EPOCHS = {"fast": 20, "paper": 60}
 _LARGE = 5_000_000
+# vectors trained on for each codeword before those that none of them used are replaced
+_USES = 50
 _EPOCH_SIZE = {"fast": 500_000, "paper": 10_000_000}
 
 
@@ -55,7 +57,7 @@ def recipe(
         raise UsageError(f"no recipe {name!r}; there are {', '.join(_DEFAULT_EPOCHS)}")
     if sum(given is not None for given in (seconds, epochs, fields.get("samples"))) > 1:
         raise UsageError("a run has one budget: give a time, or epochs, or samples")
-    base: dict[str, Any] = {}
+    base: dict[str, Any] = {"replace": _USES * model.part.K}
     if name == "paper":
         base = {"passes": 1, "warmup": 3 / 60, "A": search.A, "B": search.B, "late": 1.0, "encode_batch": 1024}
         if model.rules == "qinco1":

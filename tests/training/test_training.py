@@ -27,6 +27,8 @@ from qinco_core.errors import (
 from qinco_core.evaluation.baselines import run_baseline
 from qinco_core.progress import Silent
 from qinco_core.store import Parent, load_centroids, load_checkpoint, save_centroids
+from qinco_core.training import trainer
+from qinco_core.training.codewords import replace_unused
 from qinco_core.training.data import TrainingData
 from qinco_core.training.trainer import Interrupted
 from qinco_core.vectors import open_vectors, write_vectors
@@ -161,6 +163,20 @@ def test_time_budget(learn: Path) -> None:
     codec = run(learn, epochs=None, seconds=2.0)
     assert 2.0 <= codec.training["seconds"] < 20
     assert codec.training["samples"] > 0
+
+
+def test_unused_codewords_are_looked_for_often_but_not_at_the_end(learn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fifty vectors a codeword decide; in the last fifth of the run a new codeword would not be trained."""
+    counts: list[int] = []
+
+    def replace(network: Any, optimizer: Any, usage: torch.Tensor, generator: Any) -> None:
+        counts.append(int(usage[0].sum()))
+        replace_unused(network, optimizer, usage, generator)
+
+    monkeypatch.setattr(trainer, "replace_unused", replace)
+    run(learn, changes=TINY | {"K": 32}, epochs=10)
+    assert 1 <= len(counts) <= 0.8 * 10 * 1536 / 1600
+    assert set(counts) <= {2048}  # whole batches of 512 that are 1,600 or more
 
 
 def test_accumulated_batches_give_the_gradient_of_the_whole(learn: Path) -> None:
