@@ -47,7 +47,7 @@ def main() -> None:
         data = _Data(name, options)
         for code_bytes in options.bytes:
             for quantizer in options.only:
-                if any(_key(row) == (name, code_bytes, quantizer) for row in rows):
+                if any(_key(row) == (name, code_bytes, quantizer, _settings(options)) for row in rows):
                     continue
                 print(f"{name}, {code_bytes} bytes, {quantizer} ...", file=sys.stderr, flush=True)
                 rows.append(_measure(data, code_bytes, quantizer, options))
@@ -56,8 +56,9 @@ def main() -> None:
         print(f"\n{name}")
         order = {quantizer: i for i, quantizer in enumerate(options.only)}
         chosen = [row for row in rows if row["data"] == name and row["quantizer"] in order and row["mse"] is not None]
+        chosen = [row for row in chosen if row["settings"] == _settings(options)]
         chosen.sort(key=lambda row: (row["bytes"], order[row["quantizer"]]))
-        hidden = ("data", "note", "machine", "full", "trained on")
+        hidden = ("data", "settings", "note", "machine", "full", "trained on")
         common.table([{key: value for key, value in row.items() if key not in hidden} for row in chosen])
 
 
@@ -73,6 +74,7 @@ class _Data:
 
 def _measure(data: _Data, code_bytes: int, quantizer: str, options: argparse.Namespace) -> dict[str, Any]:
     row: dict[str, Any] = {"data": data.name, "bytes": code_bytes, "quantizer": quantizer}
+    row["settings"] = _settings(options)
     measure: Callable[..., tuple[dict[str, Any], np.ndarray]] = _qinco if quantizer in _MODELS else _faiss
     try:
         figures, decoded = measure(data, code_bytes, quantizer, options)
@@ -112,8 +114,13 @@ def _figures(training: float, encoding: float, decoding: float) -> dict[str, flo
     return {"train_s": training, "encode/s": encoding, "decode/s": decoding}
 
 
-def _key(row: dict[str, Any]) -> tuple[str, int, str]:
-    return row["data"], row["bytes"], row["quantizer"]
+def _key(row: dict[str, Any]) -> tuple[str, int, str, dict[str, float]]:
+    return row["data"], row["bytes"], row["quantizer"], row["settings"]
+
+
+def _settings(options: argparse.Namespace) -> dict[str, float]:
+    """What figures depend on: those of other settings are not taken for these."""
+    return {"seconds": options.seconds, "lsq": options.lsq, "count": options.count}
 
 
 def _kept(path: Path) -> list[dict[str, Any]]:

@@ -1,8 +1,8 @@
 """The training loop (method §4, §8.5).
 
 A run is a row of rounds: an epoch, or a slice of the time budget. In a round batches are drawn, encoded
-without gradients, and used for one or more optimizer steps each; at its end the model is validated, unused
-codewords are replaced, and a checkpoint is written. Shapes: N vectors, D dimension, M steps, K codewords.
+without gradients, and used for one or more optimizer steps each; at its end the model is validated and a checkpoint
+is written. Unused codewords are replaced there, or whenever enough vectors have shown them to be unused. Shapes: N vectors, D dimension, M steps, K codewords.
 """
 
 from __future__ import annotations
@@ -294,7 +294,7 @@ class Run:
             )
 
     def _end_round(self) -> None:
-        """Validate, keep the best, replace unused codewords, log, and write the checkpoint."""
+        """Validate, keep the best, perhaps replace unused codewords, log, and write the checkpoint."""
         state, position = self.state, self.state.position
         position.rounds = max(position.rounds + 1, self.budget.rounds(position.samples, position.seconds))
         position.val_rows = position.val_rows or min(_VAL_ROWS, max(256, position.samples // _VAL_SHARE))
