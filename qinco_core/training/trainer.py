@@ -2,7 +2,8 @@
 
 A run is a row of rounds: an epoch, or a slice of the time budget. In a round batches are drawn, encoded
 without gradients, and used for one or more optimizer steps each; at its end the model is validated and a checkpoint
-is written. Unused codewords are replaced there, or whenever enough vectors have shown them to be unused. Shapes: N vectors, D dimension, M steps, K codewords.
+is written. Unused codewords are replaced there, or whenever enough vectors have shown them to be unused.
+Shapes: N vectors, D dimension, M steps, K codewords.
 """
 
 from __future__ import annotations
