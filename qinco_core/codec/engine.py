@@ -7,6 +7,7 @@ K codewords, m symbols so far, E embedding width.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from functools import cached_property
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from qinco_core.codec import pairs
 from qinco_core.codec.forecast import Forecast, fit_forecasts
+from qinco_core.codec.graph import Graphed
 from qinco_core.codec.network import Network, Step
 from qinco_core.codec.precision import Plan
 from qinco_core.codec.tables import StepTables
@@ -54,6 +56,7 @@ class Engine:
         start = network.centroids if network.codebook0 is None else network.codebook0
         assert start is not None
         self._start = start.detach().float().to(device)
+        self._encoders: dict[EncodeConfig, Graphed] = {}
         self._steps = [StepTables(step, plan) for step in network.steps if isinstance(step, Step)]
 
     @cached_property
@@ -77,9 +80,9 @@ class Engine:
         if search.full and not self._exhaustive(search):
             _ = self._forecasts  # before the threads ask for them
         if not self.config.ivf_K:
-            return self._map(lambda v: self._encode_rows(v, search), [v_ND], size), None
+            return self._map(self._encoder(search), [v_ND], size), None
         lists = self.assign(v_ND) if lists_N is None else lists_N.long().cpu()
-        return self._map(lambda v, k: self._encode_rows(v, search, k), [v_ND, lists], size), lists
+        return self._map(self._encoder(search), [v_ND, lists], size), lists
 
     @torch.no_grad()
     def assign(self, v_ND: Tensor) -> Tensor:
@@ -117,7 +120,11 @@ class Engine:
     def _exhaustive(self, search: EncodeConfig) -> bool:
         return search.A == 0 or not self.config.preselect
 
-    def _encode_rows(self, v_ND: Tensor, search: EncodeConfig, lists_N: Tensor | None = None) -> Tensor:
+    def _encoder(self, search: EncodeConfig) -> Graphed:
+        work = functools.partial(self._encode_rows, search=search)
+        return self._encoders.setdefault(search, Graphed(work, self.plan.device))
+
+    def _encode_rows(self, v_ND: Tensor, lists_N: Tensor | None = None, *, search: EncodeConfig) -> Tensor:
         x = (v_ND.float() - self._mean) / self._std
         if lists_N is not None:
             xhat = self._start[lists_N[:, None]]
@@ -148,8 +155,7 @@ class Engine:
         N, B, D = xhat_NBD.shape
         K = self.config.K
         xhat_BD = xhat_NBD.flatten(0, 1)
-        residual_NBD = x_ND[:, None] - xhat_NBD
-        residual_BD = residual_NBD.flatten(0, 1)
+        residual_BD, norm_B = step.residuals(x_ND, xhat_NBD)
         z_BE, h_BH = step.embed_beams(xhat_BD)
         full = 0
         if exhaustive:
@@ -157,19 +163,18 @@ class Engine:
         else:
             # the last step keeps one of its candidates, so it needs fewer
             T, full = (_fewer(search.T), _fewer(search.full)) if last else (search.T, search.full)
-            pair_NT, error_NT = _preselect(step, residual_NBD, search.A, search.B, T)
+            pair_NT, error_NT = _preselect(step, residual_BD, norm_B.view(N, B), search.A, search.B, T)
         if forecast and full < pair_NT.shape[1]:
             beam, k = pairs.split(pair_NT, B, K)
-            h = step.activate(h_BH, k, beam, forecast.units)
-            error = forecast.errors(error_NT.flatten(), z_BE, h, residual_BD, k, beam)
+            error = forecast.errors(error_NT.flatten(), z_BE, h_BH, residual_BD, k, beam)
             pair_NT = pair_NT.gather(1, _smallest(error.view(pair_NT.shape), full))
         beam, k = pairs.split(pair_NT, B, K)
-        z = step.embed(z_BE, step.activate(h_BH, k, beam), k, beam)
-        error_NT = step.errors(z, k, residual_BD, beam).view(pair_NT.shape)
+        z, error = step.evaluate(z_BE, h_BH, k, residual_BD, beam)
+        error_NT = error.view(pair_NT.shape)
         best = _smallest(error_NT, 1 if last else min(search.B, error_NT.shape[1]))
         row = (best + torch.arange(N, device=x_ND.device)[:, None] * error_NT.shape[1]).flatten()
         k, beam = k[row], beam[row]
-        xhat = step.refine_(xhat_BD.index_select(0, beam), z.index_select(0, row), k)
+        xhat = step.extend(xhat_BD, z, row, k, beam)
         codes = torch.cat([codes_NBm.flatten(0, 1).index_select(0, beam), k[:, None]], dim=1)
         return xhat.view(*best.shape, D), codes.view(*best.shape, codes.shape[1])
 
@@ -189,7 +194,7 @@ class Engine:
         for step, k in zip(self._steps, codes_Nm[:, 1:].T, strict=False):
             k = k.contiguous()
             z_BE, h_BH = step.embed_beams(xhat)
-            step.refine_(xhat, step.embed(z_BE, step.activate(h_BH, k, row), k, row), k)
+            step.refine_(xhat, step.embed(z_BE, h_BH, k, row), k)
         return xhat.mul_(self._std).add_(self._mean)
 
 
@@ -201,21 +206,32 @@ def _smallest(value_NT: Tensor, n: int) -> Tensor:
     return value_NT.topk(n, dim=1, largest=False, sorted=False).indices
 
 
-def _preselect(step: StepTables, residual_NBD: Tensor, A: int, beams: int, T: int) -> tuple[Tensor, Tensor]:
+def _preselect(
+    step: StepTables, residual_BD: Tensor, norm_NB: Tensor, A: int, beams: int, T: int
+) -> tuple[Tensor, Tensor]:
     """The candidate pairs [N, T], T over all beams or with T = 0, A per beam, and ‖r − G[k]‖² of each."""
-    N, B, _ = residual_NBD.shape
     assert step.preselect is not None and step.preselect_norm is not None
-    norm_NB = residual_NBD.square().sum(-1)
-    r = cast("r", residual_NBD.flatten(0, 1), step.dtype)
-    # ‖r − G[k]‖² without ‖r‖², which is the same for all codewords of a beam
+    N, B = norm_NB.shape
     K = len(step.preselect)
-    score = scratch("score", (N * B, K), r.dtype, r.device)
-    torch.addmm(step.preselect_norm, r, step.preselect.T, out=score)
-    score_NBK = cast("score32", score, torch.float32).view(N, B, K)
+    if step.kernels is not None:
+        score, least = step.kernels.scores(residual_BD, norm_NB, step.preselect, step.preselect_norm)
+
+        def best(beams: int, T: int) -> tuple[Tensor, Tensor]:
+            return pairs.best_of_groups(score, least, beams, T)
+
+    else:
+        r = cast("r", residual_BD, step.dtype)
+        # ‖r − G[k]‖² without ‖r‖², which is the same for all codewords of a beam
+        score = scratch("score", (N * B, K), r.dtype, r.device)
+        torch.addmm(step.preselect_norm, r, step.preselect.T, out=score)
+
+        def best(beams: int, T: int) -> tuple[Tensor, Tensor]:
+            return pairs.best_pairs(cast("score32", score, torch.float32), norm_NB.flatten(), beams, T)
+
     if T and B > 1:
-        return pairs.best_pairs(score_NBK, norm_NB, min(T, B * K))
+        return best(B, min(T, B * K))
     # a lone beam must bring forth all the beams there are to be (method §3)
     A = min(K, max(A, beams, T) if B == 1 else A)
-    k_RA, error_RA = pairs.best_pairs(score_NBK.view(N * B, 1, K), norm_NB.view(N * B, 1), A)
-    beam = torch.arange(B, device=k_RA.device)[:, None] * K
-    return (k_RA.view(N, B, A) + beam).view(N, B * A), error_RA.view(N, B * A)
+    k_BA, error_BA = best(1, A)
+    beam = torch.arange(B, device=k_BA.device)[:, None] * K
+    return (k_BA.view(N, B, A) + beam).view(N, B * A), error_BA.view(N, B * A)

@@ -55,29 +55,36 @@ class Forecast:
         def ready(tensor: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
             return tensor.to(basis.device, dtype).contiguous()
 
-        self._basis = ready(basis.T)
+        self._basis = ready(basis.T, tables.partial)
         self._books = ready(tables.preselect.double() @ basis / -2)
         self._codewords = ready((mean_y - mean_x @ weight) @ basis)
         self._hidden = ready((weight[: self.units] @ basis).T, tables.dtype)
-        self._z = ready((weight[self.units :] @ basis).T)
+        self._z = ready((weight[self.units :] @ basis).T, tables.partial)
 
     def errors(
-        self, error_R: Tensor, z_BE: Tensor, h_RH: Tensor, residual_BD: Tensor, k_R: Tensor, beam_R: Tensor
+        self, error_R: Tensor, z_BE: Tensor, h_BH: Tensor, residual_BD: Tensor, k_R: Tensor, beam_R: Tensor
     ) -> Tensor:
         """‖r − f‖² of every candidate, about, float32 [R].
 
         Args:
             error_R: ‖r − G[k]‖², r being the residual of its beam.
-            z_BE: P x̂ of the reconstructions, float32.
-            h_RH: first hidden layers from `tables`, `units` of them, in the dtype of products.
-            residual_BD: x − x̂ of each reconstruction, float32.
+            z_BE: P x̂ of the reconstructions, from `tables.embed_beams`.
+            h_BH: likewise.
+            residual_BD: x − x̂ of each reconstruction, from `tables.residuals`.
             k_R: codewords.
             beam_R: the reconstruction that goes with each.
         """
         y_B = multiply("y_B", z_BE, self._z.T)
-        y = pairs.add("y", self._codewords, k_R, y_B, beam_R)
-        y.add_(multiply("hidden_y", h_RH, self._hidden.T))
         r_B = multiply("r_B", residual_BD, self._basis.T)
+        tables = self.tables
+        if tables.kernels is not None:
+            books, beams = (self._codewords, self._books), (y_B, r_B)
+            found: Tensor = tables.kernels.forecast(
+                error_R, tables.table, h_BH, self._hidden, books, beams, (k_R, beam_R)
+            )
+            return found
+        y = pairs.add("y", self._codewords, k_R, y_B, beam_R)
+        y.add_(multiply("hidden_y", tables.activate(h_BH, k_R, beam_R, self.units), self._hidden.T))
         outside = error_R - pairs.squared_gaps(r_B, beam_R, self._books, k_R)
         return outside.add_(pairs.squared_gaps(r_B, beam_R, self._books, k_R, y))
 
@@ -124,9 +131,9 @@ class _Fit:
         row = torch.arange(len(k_N), device=k_N.device)
         z_NE, h_NH = tables.embed_beams(xhat_ND)
         h = tables.activate(h_NH, k_N, row)
-        x = torch.cat([h.float(), z_NE], dim=1)
+        x = torch.cat([h.float(), z_NE.float()], dim=1)
         y = xhat_ND.neg()
-        tables.refine_(xhat_ND, tables.embed(z_NE, h, k_N, row), k_N)
+        tables.refine_(xhat_ND, tables.embed(z_NE, h_NH, k_N, row), k_N)
         y += xhat_ND
         y += tables.preselect.index_select(0, k_N) / 2
         self._count += torch.bincount(k_N, minlength=len(self._count))

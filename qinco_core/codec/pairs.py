@@ -24,14 +24,37 @@ Array = NDArray[Any]
 _GROUP = 16
 
 
-def best_pairs(score_NBK: Tensor, norm_NB: Tensor, T: int) -> tuple[Tensor, Tensor]:
-    """The T smallest of score + norm over all beams and codewords of each vector: pairs int64 and values [N, T]."""
-    if score_NBK.device.type != "cpu":
+def best_pairs(score_BK: Tensor, norm_B: Tensor, B: int, T: int) -> tuple[Tensor, Tensor]:
+    """The T smallest of score + norm over the B beams and all codewords of each vector: pairs int64, values [N, T]."""
+    score_NBK, norm_NB = score_BK.view(-1, B, score_BK.shape[1]), norm_B.view(-1, B)
+    if score_BK.device.type != "cpu":
         return torch_best_pairs(score_NBK, norm_NB, T)
     pair = torch.empty(len(score_NBK), T, dtype=torch.int64)
     value = torch.empty(len(score_NBK), T)
     _best_pairs(score_NBK.numpy(), norm_NB.numpy(), pair.numpy(), value.numpy())
     return pair, value
+
+
+def best_of_groups(value_BK: Tensor, least_BG: Tensor, B: int, T: int) -> tuple[Tensor, Tensor]:
+    """The T smallest values over the B beams and all codewords of each vector: pairs int64 and values [N, T].
+
+    Args:
+        value_BK: one of every beam and codeword.
+        least_BG: of every beam, the least of codewords g, g + G, g + 2 G and so on.
+        B: beams of a vector.
+        T: how many.
+    """
+    (K, G), N = (value_BK.shape[1], least_BG.shape[1]), len(value_BK) // B
+    value_NX = value_BK.view(N, B * K)
+    if T >= B * G:
+        best = value_NX.topk(T, dim=1, largest=False, sorted=False)
+        return best.indices, best.values
+    # they are all in the T groups with the least of these
+    group = least_BG.view(N, B * G).topk(T, dim=1, largest=False, sorted=False).indices
+    first = torch.div(group, G, rounding_mode="floor") * K + group % G
+    pair = (first[..., None] + torch.arange(0, K, G, device=group.device)).flatten(1)
+    best = value_NX.gather(1, pair).topk(T, dim=1, largest=False, sorted=False)
+    return pair.gather(1, best.indices), best.values
 
 
 def split(pair_NT: Tensor, B: int, K: int) -> tuple[Tensor, Tensor]:

@@ -81,13 +81,36 @@ def map_rows(work: Callable[..., Tensor], rows: Sequence[Tensor], size: int, pla
         size: rows of a chunk, at most.
         plan: where to run, and on how many threads.
     """
+    if plan.device.type != "cpu":
+        return _map_queued(work, rows, size, plan.device)
     size = max(1, min(size, -(-len(rows[0]) // plan.threads)))
 
     def task(chunks: tuple[Tensor, ...]) -> Tensor:
         with torch.no_grad():
-            return work(*(chunk.to(plan.device) for chunk in chunks)).cpu()
+            return work(*chunks)
 
-    return torch.cat(run_parallel(task, list(zip(*(part.split(size) for part in rows), strict=True)), plan))
+    return torch.cat(run_parallel(task, list(zip(*(part.cpu().split(size) for part in rows), strict=True)), plan))
+
+
+@torch.no_grad()
+def _map_queued(work: Callable[..., Tensor], rows: Sequence[Tensor], size: int, device: torch.device) -> Tensor:
+    """`map_rows` on a GPU: copies there and back go through pinned memory, and nothing waits until all is queued."""
+    N, found = len(rows[0]), None
+    size = max(1, -(-N // max(1, -(-N // size))))  # chunks of about one length, not a short one at the end
+    first = 0
+    for chunks in zip(*(part.split(size) for part in rows), strict=True):
+        result = work(*(_queued(chunk, device) for chunk in chunks))
+        if found is None:
+            found = torch.empty((N, *result.shape[1:]), dtype=result.dtype, pin_memory=True)
+        found[first : first + len(result)].copy_(result, non_blocking=True)
+        first += len(result)
+    assert found is not None
+    torch.cuda.current_stream(device).synchronize()
+    return found
+
+
+def _queued(rows: Tensor, device: torch.device) -> Tensor:
+    return rows.pin_memory().to(device, non_blocking=True) if rows.device.type == "cpu" else rows.to(device)
 
 
 def scratch(

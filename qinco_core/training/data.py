@@ -104,11 +104,11 @@ class TrainingData:
         N, D = len(self), self.train.dim
         fits = max(network.config.K, _SAMPLE_BYTES // (4 * D))
         rows = np.arange(N) if fits >= N else np.sort(torch.randperm(N, generator=generator)[:fits].numpy())
-        x = torch.empty(len(rows), D)
+        x = torch.empty(len(rows), D, device=network.mean.device)
         for start in range(0, len(rows), _BLOCK):
-            block = torch.from_numpy(self.train.take(rows[start : start + _BLOCK]))
+            block = torch.from_numpy(self.train.take(rows[start : start + _BLOCK])).to(network.mean.device)
             x[start : start + len(block)] = network.normalize(block)
-        return x, None if self.lists is None else self.lists[rows].long()
+        return x, None if self.lists is None else self.lists[rows].long().to(x.device)
 
 
 def check_training(vectors: VectorFile, model: ModelConfig, config: TrainConfig) -> None:

@@ -44,7 +44,7 @@ class Gradients:
         """Forget what was added."""
         _zero(self._sums[0].network.parameters())
 
-    def add(self, batch: tuple[Tensor, Tensor, Tensor | None], scale: float) -> tuple[float, float]:
+    def add(self, batch: tuple[Tensor, Tensor, Tensor | None], scale: float) -> Tensor:
         """Add the gradients of scale × `loss.chain_loss`.
 
         Args:
@@ -52,7 +52,7 @@ class Gradients:
             scale: 1 / (vectors of the optimizer step).
 
         Returns:
-            The loss and the final step's error of this batch, scaled.
+            The loss and the final step's error of this batch, scaled [2].
         """
         x, codes, lists = batch
         if lists is not None:
@@ -78,8 +78,7 @@ class Gradients:
         # autograd takes the tables' gradients on to the parameters they are made of
         ends = list(zip(tables, sums[0].tables, strict=True))
         run_parallel(lambda end: end[0].backward(end[1]), ends, self._plan)
-        loss, error = torch.stack(losses).sum(0).tolist()
-        return loss, error
+        return torch.stack(losses).sum(0)
 
 
 class _Sums:

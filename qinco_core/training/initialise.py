@@ -9,12 +9,15 @@ import math
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qinco_core.codec.network import Network, Step
 from qinco_core.codec.precision import Plan
 from qinco_core.codec.workers import run_parallel
 from qinco_core.progress import Progress
+
+# distances computed at once, for one core's cache or a GPU's memory
+_DISTANCES = {"cpu": 1 << 20, "cuda": 1 << 28}
 
 
 def initialise(
@@ -33,8 +36,8 @@ def initialise(
 
     Args:
         network: its normalisation (and centroids, with an IVF) are set already.
-        x_ND: normalised training vectors, float32, overwritten with what plain residual quantization
-            leaves of them.
+        x_ND: normalised training vectors, float32, where the network is, overwritten with what plain residual
+            quantization leaves of them.
         lists_N: their list numbers, int64, with an IVF.
         noise: of the codebooks, as a share of their standard deviation.
         iterations: of each k-means.
@@ -53,7 +56,7 @@ def initialise(
         spread = noise * centroids.std()
 
         def noisy(c_KD: Tensor = centroids, spread: Tensor = spread) -> Tensor:
-            return c_KD + spread * torch.randn(c_KD.shape, generator=generator)
+            return c_KD + spread * torch.randn(c_KD.shape, generator=generator).to(c_KD)
 
         if network.codebook0 is not None and m == 0:
             network.codebook0.data.copy_(noisy())
@@ -77,10 +80,15 @@ def initialise_weights(step: Step, generator: torch.Generator) -> None:
         matrices += step.concatenation[1:]
     else:
         matrices += [*step.concatenation, *step.w_down]
-        bound = 1 / math.sqrt(step.concatenation[0].shape[1])
-        nn.init.uniform_(step.b_cat, -bound, bound, generator=generator)
+        _fill(step.b_cat, 1 / math.sqrt(step.concatenation[0].shape[1]), generator)
     for matrix in matrices:
-        nn.init.kaiming_uniform_(matrix, a=math.sqrt(5), generator=generator)
+        # Kaiming's bound with a = √5, torch's own choice for linear layers
+        _fill(matrix, 1 / math.sqrt(matrix.shape[1]), generator)
+
+
+def _fill(tensor: Tensor, bound: float, generator: torch.Generator) -> None:
+    """Uniform numbers between −bound and bound; the generator is the CPU's, wherever the tensor is."""
+    tensor.data.copy_(torch.empty(tensor.shape).uniform_(-bound, bound, generator=generator))
 
 
 def kmeans(
@@ -93,7 +101,7 @@ def kmeans(
     stop: Callable[[], bool],
 ) -> Tensor:
     """Lloyd's k-means from random vectors; an empty cluster is re-seeded with a random vector. [K, D]."""
-    centroids = x_ND[torch.randperm(len(x_ND), generator=generator)[:K]].clone()
+    centroids = x_ND[torch.randperm(len(x_ND), generator=generator)[:K].to(x_ND.device)].clone()
     for _ in range(iterations):
         if stop():
             raise KeyboardInterrupt
@@ -102,7 +110,8 @@ def kmeans(
         centroids.zero_().index_add_(0, k_N, x_ND).div_(counts.clamp(min=1)[:, None])
         empty = counts == 0
         if empty.any():
-            centroids[empty] = x_ND[torch.randint(len(x_ND), (int(empty.sum()),), generator=generator)]
+            others = torch.randint(len(x_ND), (int(empty.sum()),), generator=generator)
+            centroids[empty] = x_ND[others.to(x_ND.device)]
         progress.advance(1)
     return centroids
 
@@ -114,6 +123,5 @@ def nearest(x_ND: Tensor, centroids_KD: Tensor, plan: Plan) -> Tensor:
     def assign(chunk: Tensor) -> Tensor:
         return torch.addmm(norm_K, chunk, centroids_KD.T, alpha=-2).argmin(1)
 
-    # 4 MiB of distances at a time
-    size = max(1, (1 << 20) // len(centroids_KD))
+    size = max(1, _DISTANCES[x_ND.device.type] // len(centroids_KD))
     return torch.cat(run_parallel(assign, x_ND.split(size), plan))

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from qinco_core.config import TrainConfig
+from qinco_core.config import ModelConfig, TrainConfig
 
 # the fast recipe's rate for a run of this many optimizer steps; longer runs want lower ones (method §8.5)
 _FAST_LR, _FAST_STEPS = 6.4e-3, 1500
+# and so do larger models than this: Adam moves every weight by the rate, and what the weights make adds up over inputs
+# and blocks (docs/log.md has the runs behind the three)
+_FAST_D, _FAST_E, _FAST_L = 384, 128, 2
 _PAPER_LR = {"adamw": 8e-4, "adam": 1e-4}
 # validations, checkpoints and checks for dead codewords of a run with a time budget
 _TIMED_ROUNDS, _SHORTEST_ROUND = 16, 15.0
@@ -49,10 +52,12 @@ def rate(config: TrainConfig, peak: float, fraction: float) -> float:
     return peak * warm * max(math.cos(math.pi / 2 * falling), config.floor)
 
 
-def peak_rate(config: TrainConfig, steps: float) -> float:
-    """The rate asked for, or the recipe's own for a run of that many optimizer steps."""
+def peak_rate(config: TrainConfig, steps: float, model: ModelConfig) -> float:
+    """The rate asked for, or the recipe's own for a run of that many optimizer steps on a model like this."""
     if config.lr is not None:
         return config.lr
     if config.recipe == "paper":
         return _PAPER_LR[config.optimizer]
-    return _FAST_LR * min(1.0, float((_FAST_STEPS / steps) ** 0.3))
+    width = min(1.0, _FAST_D / model.D, _FAST_E / model.E)
+    depth = min(1.0, math.sqrt(_FAST_L / model.L))
+    return _FAST_LR * width * depth * min(1.0, float((_FAST_STEPS / steps) ** 0.3))

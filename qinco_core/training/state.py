@@ -71,9 +71,21 @@ def new_state(network: Network, config: TrainConfig) -> State:
     """The state of a run that has not started, around a network on its device."""
     parameters = [p for p in network.parameters() if p.requires_grad]
     kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    optimizer = kind(parameters, lr=0.0, weight_decay=config.weight_decay, fused=True)
+    gpu = network.mean.device.type != "cpu"
+    # a step that is recorded on a GPU reads its rate, and counts, in the GPU's memory
+    lr = torch.zeros((), device=network.mean.device) if gpu else 0.0
+    optimizer = kind(parameters, lr=lr, weight_decay=config.weight_decay, fused=True, capturable=gpu)
     usage = torch.zeros(network.config.M, network.config.K, dtype=torch.int64)
     return State(network, optimizer, torch.Generator().manual_seed(config.seed), usage)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give the next step this learning rate."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
 
 
 def group_file(checkpoint: Path, g: int) -> Path:

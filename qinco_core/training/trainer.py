@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from qinco_core.codec.engine import Engine
+from qinco_core.codec.graph import Graphed
 from qinco_core.codec.network import Network
 from qinco_core.codec.precision import Plan
 from qinco_core.codec.product import AnyNetwork
@@ -34,7 +35,7 @@ from qinco_core.training.gradients import Gradients
 from qinco_core.training.initialise import initialise
 from qinco_core.training.log import TrainingLog
 from qinco_core.training.schedule import Budget, peak_rate, rate
-from qinco_core.training.state import State, forget, new_state, restore, run_identity, save
+from qinco_core.training.state import State, forget, new_state, restore, run_identity, save, set_rate
 from qinco_core.vectors import VectorFile
 
 # validation between rounds looks at so many vectors at most, through a beam of at most this width, and at
@@ -149,10 +150,9 @@ class Run:
             network.centroids.copy_(network.normalize(self.centroids_KD.to(self.plan.device)))
         self.log.write("start", **self.identity, plan=str(self.plan), train_vectors=len(self.data))
         self._assign()
-        home = network.cpu()
         initialise(
-            home,
-            *self.data.sample(home, self.state.generator),
+            network,
+            *self.data.sample(network, self.state.generator),
             noise=config.noise,
             iterations=config.kmeans_iterations,
             generator=self.state.generator,
@@ -160,7 +160,6 @@ class Run:
             progress=self.progress,
             stop=self.stop,
         )
-        home.to(self.plan.device)
 
     def finish(self) -> Trained:
         """Run the loop to the end of its budget and return the best network."""
@@ -215,6 +214,10 @@ class Run:
     def _gradients(self) -> Gradients:
         return Gradients(self.state.network, self.plan)
 
+    @cached_property
+    def _optimizer_step(self) -> Graphed:
+        return Graphed(self._step, self.plan.device)
+
     def _fraction(self) -> float:
         return self.budget.fraction(self.state.position.samples, self.state.position.seconds)
 
@@ -232,13 +235,14 @@ class Run:
         device = self.plan.device
         x, codes = state.network.normalize(v.to(device)), codes.to(device)
         lists = None if lists is None else lists.to(device)
-        size = config.batch * config.accumulate
-        loss = error = 0.0
+        figures = torch.zeros(2)
         for _ in range(config.passes):
-            order = torch.randperm(len(x), generator=state.generator)
-            for rows in order.split(size):
-                part = x[rows], codes[rows], None if lists is None else lists[rows]
-                loss, error = self._optimizer_step(part)
+            order = torch.randperm(len(x), generator=state.generator).to(device)
+            for rows in order.split(config.batch * config.accumulate):
+                set_rate(state.optimizer, self._rate())
+                figures = self._optimizer_step(x[rows], codes[rows], None if lists is None else lists[rows])
+                position.steps += 1
+        loss, error = figures.tolist()  # of the last step: to wait for all would keep a GPU waiting
         position.batches += 1
         position.samples += len(x)
         mse = error * len(v[0]) * float(state.network.std) ** 2
@@ -246,23 +250,19 @@ class Run:
         self._refuse_divergence(loss)
         return len(x)
 
-    def _optimizer_step(self, batch: tuple[Tensor, Tensor, Tensor | None]) -> tuple[float, float]:
-        state, position = self.state, self.state.position
-        lr = self._rate()
-        x, codes, lists = batch
+    def _step(self, x_ND: Tensor, codes_NM: Tensor, lists_N: Tensor | None) -> Tensor:
+        """One optimizer step; returns the loss and the final step's error [2]."""
+        state, size = self.state, self.config.batch
         self._gradients.zero()
-        loss = error = 0.0
-        for rows in torch.arange(len(x)).split(self.config.batch):
-            part = x[rows], codes[rows], None if lists is None else lists[rows]
-            more = self._gradients.add(part, 1 / len(x))
-            loss, error = loss + more[0], error + more[1]
+        figures = []
+        for first in range(0, len(x_ND), size):
+            rows = slice(first, first + size)
+            part = x_ND[rows], codes_NM[rows], None if lists_N is None else lists_N[rows]
+            figures.append(self._gradients.add(part, 1 / len(x_ND)))
         if self.config.clip:
             nn.utils.clip_grad_value_(state.parameters, self.config.clip, foreach=True)
-        for group in state.optimizer.param_groups:
-            group["lr"] = lr
         state.optimizer.step()
-        position.steps += 1
-        return loss, error
+        return torch.stack(figures).sum(0)
 
     def _replace_unused(self) -> None:
         state = self.state
@@ -279,7 +279,7 @@ class Run:
             steps = position.steps / fraction if position.steps and fraction else 1.0
             if self.budget.samples:
                 steps = self.budget.samples * self.config.passes / (self.config.batch * self.config.accumulate)
-            position.peak = peak_rate(self.config, steps)
+            position.peak = peak_rate(self.config, steps, self.state.network.config)
         return rate(self.config, position.peak, fraction) * position.scale
 
     def _refuse_divergence(self, loss: float) -> None:

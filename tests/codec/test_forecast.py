@@ -20,10 +20,9 @@ PLAN = plan("cpu", "float32", 1)
 def candidates(tables: StepTables, xhat: Tensor, residual: Tensor, k: Tensor, beam: Tensor) -> tuple[Tensor, ...]:
     """‖r − G[k]‖², the inputs of a forecast, and ‖r − f‖² of some candidates."""
     z, h_B = (part.clone() for part in tables.embed_beams(xhat))
-    h = tables.activate(h_B, k, beam).clone()
-    f = tables.refine_(torch.zeros(len(k), xhat.shape[1]), tables.embed(z, h.clone(), k, beam), k)
+    f = tables.refine_(torch.zeros(len(k), xhat.shape[1]), tables.embed(z, h_B, k, beam), k)
     rough = (residual[beam] + tables.preselect[k] / 2).square().sum(1)
-    return rough, z, h, (residual[beam] - f).square().sum(1)
+    return rough, z, h_B, (residual[beam] - f).square().sum(1)
 
 
 @pytest.mark.parametrize(("D", "E"), [(12, 12), (12, 8), (8, 12)])
@@ -41,8 +40,8 @@ def test_what_is_linear_is_forecast_exactly(D: int, E: int) -> None:
     k, beam = torch.randint(16, (50,)), torch.randint(6, (50,))
     for m, forecast in enumerate(forecasts, start=1):
         xhat = network.decode(torch.randint(16, (6, 3)), m)
-        rough, z, h, error = candidates(forecast.tables, xhat, residual, k, beam)
-        found = forecast.errors(rough, z, h[:, : forecast.units].contiguous(), residual, k, beam)
+        rough, z, h_B, error = candidates(forecast.tables, xhat, residual, k, beam)
+        found = forecast.errors(rough, z, h_B, residual, k, beam)
         torch.testing.assert_close(found, error, rtol=1e-2, atol=1e-2)
         assert (rough - error).abs().mean() > 0.5
 
@@ -54,8 +53,8 @@ def test_forecasts_are_much_nearer_than_the_pre_selection(trained: Codec) -> Non
     for forecast in engine._forecasts:
         xhat = network.codebook0[torch.randint(len(network.codebook0), (40,))]
         k, beam = torch.randint(64, (400,)), torch.randint(40, (400,))
-        rough, z, h, error = candidates(forecast.tables, xhat, x - xhat, k, beam)
-        found = forecast.errors(rough, z, h[:, : forecast.units].contiguous(), x - xhat, k, beam)
+        rough, z, h_B, error = candidates(forecast.tables, xhat, x - xhat, k, beam)
+        found = forecast.errors(rough, z, h_B, x - xhat, k, beam)
         assert (found - error).square().mean() < 0.5 * (rough - error).square().mean()
 
 

@@ -19,7 +19,9 @@ from qinco_core.config import EncodeConfig, ModelConfig
 def gpu_forms(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything that asks where a tensor is goes the way of GPUs."""
     forms = {
-        "best_pairs": pairs.torch_best_pairs,
+        "best_pairs": lambda score, norm, B, T: pairs.torch_best_pairs(
+            score.view(-1, B, score.shape[1]), norm.view(-1, B), T
+        ),
         "add": lambda _, *rows: pairs.torch_add(*rows),
         "add_relu": lambda _, book, k, rows, beam, width: pairs.torch_add(
             book[:, :width], k, rows[:, :width], beam
@@ -49,7 +51,7 @@ def test_a_chunk_is_one_graph() -> None:
     with torch.no_grad():
         encode, decode = (
             torch.compile(work, fullgraph=True, dynamic=False, backend="eager")
-            for work in (lambda v: found._encode_rows(v, fast), found.decode_rows)
+            for work in (lambda v: found._encode_rows(v, search=fast), found.decode_rows)
         )
         assert torch.equal(encode(v), codes)
         torch.testing.assert_close(decode(codes), found.decode(codes))
