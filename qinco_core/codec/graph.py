@@ -30,6 +30,7 @@ class Graphed:
         self._work, self._device = work, device
         self._calls: Counter[Shapes] = Counter()
         self._recorded: dict[Shapes, tuple[torch.cuda.CUDAGraph, Inputs, Tensor]] = {}
+        self._stream: torch.cuda.Stream | None = None
         self._turn = threading.Lock()
 
     def __call__(self, *inputs: Tensor | None) -> Tensor:
@@ -56,12 +57,15 @@ class Graphed:
         return result.clone()
 
     def _warm_up(self, inputs: Inputs) -> Tensor:
-        """A call on a stream of its own: what autograd does on the usual one could not be recorded later."""
-        stream, usual = torch.cuda.Stream(), torch.cuda.current_stream()
-        stream.wait_stream(usual)
-        with torch.cuda.stream(stream):
+        """A call as it is; with autograd on a stream of its own, for what that does on the usual one is no recording's."""
+        if not torch.is_grad_enabled():
+            return self._work(*inputs)
+        usual = torch.cuda.current_stream()
+        self._stream = self._stream or torch.cuda.Stream()
+        self._stream.wait_stream(usual)
+        with torch.cuda.stream(self._stream):
             result = self._work(*inputs)
-        usual.wait_stream(stream)
+        usual.wait_stream(self._stream)
         return result
 
     def _record(self, inputs: Inputs) -> tuple[torch.cuda.CUDAGraph, Inputs, Tensor]:

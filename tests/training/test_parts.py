@@ -13,7 +13,7 @@ import torch
 from qinco_core.api import Codec
 from qinco_core.codec.network import Network, Step
 from qinco_core.codec.precision import plan
-from qinco_core.config import ModelConfig, TrainConfig
+from qinco_core.config import PRESETS, ModelConfig, TrainConfig
 from qinco_core.progress import Silent
 from qinco_core.training.codewords import replace_unused
 from qinco_core.training.data import TrainingData, normalisation
@@ -133,8 +133,14 @@ def test_learning_rate() -> None:
     assert rate(config, 2.0, 0.1) == pytest.approx(2.0)
     assert rate(config, 2.0, 0.55) == pytest.approx(2.0 * math.cos(math.pi / 4))
     assert rate(config, 2.0, 1.0) == pytest.approx(2e-3)
-    assert peak_rate(config, 100) > peak_rate(config, 100_000)
-    assert peak_rate(TrainConfig(samples=1, lr=0.5), 100) == 0.5
+    small, *large = (ModelConfig(D=D, E=E, L=L, H=E) for D, E, L in [(128, 128, 2), (768, 128, 2), (128, 384, 4)])
+    assert peak_rate(config, 100, small) > peak_rate(config, 100_000, small)
+    assert peak_rate(TrainConfig(samples=1, lr=0.5), 100, large[0]) == 0.5
+    assert peak_rate(config, 100, small) == peak_rate(config, 100, ModelConfig(D=384, E=64, L=1, H=64))
+    # as measured: docs/log.md
+    assert peak_rate(config, 100, large[0]) == pytest.approx(3.2e-3)
+    assert peak_rate(config, 100, large[1]) == pytest.approx(1.5e-3, rel=0.02)
+    assert peak_rate(config, 100, PRESETS["qinco2-L"].model(128)) == pytest.approx(7.5e-4, rel=0.02)
 
 
 def test_budgets() -> None:

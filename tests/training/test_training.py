@@ -320,3 +320,16 @@ def test_fewer_vectors_than_codewords(learn: Path) -> None:
 def test_constant_vectors(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="nothing to learn"):
         run(np.full((3000, 8), 7, np.float32))
+
+
+@pytest.mark.slow
+def test_the_rate_suits_high_dimensions(sift_learn: Path) -> None:
+    """Vectors of 768 dimensions, each six of SIFT: at the rate that is best for one of them training diverges."""
+    with open_vectors(sift_learn, limit=36_000) as file:
+        joined = file.read(0, 36_000).astype(np.float32).reshape(6000, 768)
+    options: dict[str, Any] = {"samples": 12_288, "val": 500, "kmeans_iterations": 2}
+    with pytest.raises(TrainingError, match="diverged"):
+        Codec.train(joined, preset_name="qinco2-S", training=options | {"lr": 6.4e-3})
+    codec = Codec.train(joined, preset_name="qinco2-S", training=options)
+    assert codec.training["peak_lr"] == pytest.approx(3.2e-3)
+    assert codec.training["val_mse"] < 0.8 * np.square(joined - joined.mean(0)).sum(1).mean()
