@@ -216,8 +216,8 @@ def _preselect(
     if step.kernels is not None:
         score, least = step.kernels.scores(residual_BD, norm_NB, step.preselect, step.preselect_norm)
 
-        def best(beams: int, T: int) -> tuple[Tensor, Tensor]:
-            return pairs.best_of_groups(score, least, beams, T)
+        def best(width: int, T: int) -> tuple[Tensor, Tensor]:
+            return pairs.best_of_groups(score, least, width, T)
 
     else:
         r = cast("r", residual_BD, step.dtype)
@@ -225,8 +225,8 @@ def _preselect(
         score = scratch("score", (N * B, K), r.dtype, r.device)
         torch.addmm(step.preselect_norm, r, step.preselect.T, out=score)
 
-        def best(beams: int, T: int) -> tuple[Tensor, Tensor]:
-            return pairs.best_pairs(cast("score32", score, torch.float32), norm_NB.flatten(), beams, T)
+        def best(width: int, T: int) -> tuple[Tensor, Tensor]:
+            return pairs.best_pairs(cast("score32", score, torch.float32), norm_NB.flatten(), width, T)
 
     if T and B > 1:
         return best(B, min(T, B * K))

@@ -57,7 +57,7 @@ class Graphed:
         return result.clone()
 
     def _warm_up(self, inputs: Inputs) -> Tensor:
-        """A call as it is; with autograd on a stream of its own, for what that does on the usual one is no recording's."""
+        """A call as it is; one that uses autograd on a stream of its own, or it could not be recorded later."""
         if not torch.is_grad_enabled():
             return self._work(*inputs)
         usual = torch.cuda.current_stream()
@@ -71,6 +71,6 @@ class Graphed:
     def _record(self, inputs: Inputs) -> tuple[torch.cuda.CUDAGraph, Inputs, Tensor]:
         places = tuple(None if tensor is None else tensor.clone() for tensor in inputs)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may use the GPU meanwhile
             result = self._work(*places)
         return graph, places, result
