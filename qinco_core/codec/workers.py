@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,6 +19,9 @@ import torch
 from torch import Tensor
 
 from qinco_core.codec.precision import Plan
+
+# chunks that wait for a GPU, at most; results that are put in pinned memory, which nobody else can use, at most
+_AHEAD, _PINNED_BYTES = 8, 1 << 30
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -94,16 +98,21 @@ def map_rows(work: Callable[..., Tensor], rows: Sequence[Tensor], size: int, pla
 
 @torch.no_grad()
 def _map_queued(work: Callable[..., Tensor], rows: Sequence[Tensor], size: int, device: torch.device) -> Tensor:
-    """`map_rows` on a GPU: copies there and back go through pinned memory, and nothing waits until all is queued."""
-    N, found = len(rows[0]), None
+    """`map_rows` on a GPU: copies there and back go through pinned memory while it works on what is queued."""
+    N, found, first = len(rows[0]), None, 0
     size = max(1, -(-N // max(1, -(-N // size))))  # chunks of about one length, not a short one at the end
-    first = 0
+    queued: deque[torch.cuda.Event] = deque()
     for chunks in zip(*(part.split(size) for part in rows), strict=True):
         result = work(*(_queued(chunk, device) for chunk in chunks))
         if found is None:
-            found = torch.empty((N, *result.shape[1:]), dtype=result.dtype, pin_memory=True)
+            shape = N, *result.shape[1:]
+            few = math.prod(shape) * result.dtype.itemsize <= _PINNED_BYTES
+            found = torch.empty(shape, dtype=result.dtype, pin_memory=few)
         found[first : first + len(result)].copy_(result, non_blocking=True)
         first += len(result)
+        queued.append(torch.cuda.current_stream(device).record_event())
+        if len(queued) > _AHEAD:
+            queued.popleft().synchronize()
     assert found is not None
     torch.cuda.current_stream(device).synchronize()
     return found
