@@ -28,7 +28,7 @@ from torch import Tensor
 
 from qinco_core.api import Codec
 from qinco_core.codec import reference
-from qinco_core.codec.graph import Graphed
+from qinco_core.codec.graph import Graphs
 from qinco_core.config import EncodeConfig
 from qinco_core.errors import DeviceError
 from qinco_core.vectors import open_vectors
@@ -78,10 +78,11 @@ def main() -> None:
         "rows": rows,
         "training": [],
     }
+    common.write_json(options.out, result)  # a GPU may be lent for less than all of this takes
     for recipe, all_minutes in (("fast", options.minutes), ("paper", options.paper)):
         for minutes in all_minutes:
             result["training"].append(_train(files, recipe, minutes, base, options))
-            common.write_json(options.out, result)  # a GPU may be lent for less than all of this takes
+            common.write_json(options.out, result)
     common.table(result["training"])
 
 
@@ -90,6 +91,7 @@ def _train(
 ) -> dict[str, Any]:
     codec = _codec(files, "qinco2-S", 60 * minutes, options, recipe)
     row = {"recipe": recipe, "minutes": minutes, "vectors": codec.training["samples"]}
+    row["peak_lr"] = codec.training["peak_lr"]
     for search in (EncodeConfig(A=4, B=4), _WIDE):
         row[f"mse A{search.A} B{search.B}"] = _mse(codec, base, codec.encode(base, search=search.fast))
     return row
@@ -160,8 +162,9 @@ def _rows(
     for size in options.batches:
         many = ways.chunk[: size * (64 if names[1] == "decode" else 1)]
         fns[f"plain, {len(many)} on the GPU"] = _on_device(ways.works["plain"], many, options), len(many)
-    engine = Graphed(ways.works["engine"], ways.chunk.device)
-    fns["engine, a chunk on the GPU"] = _on_device(engine, ways.chunk, options), len(ways.chunk)
+    graphs = Graphs(ways.chunk.device)
+    engine = _on_device(lambda chunk: graphs("engine", ways.works["engine"], chunk), ways.chunk, options, half=False)
+    fns["engine, a chunk on the GPU"] = engine, len(ways.chunk)
     for fn, _ in fns.values():
         for _ in range(4):  # the engine records its graph at the fourth call
             fn()
@@ -184,12 +187,12 @@ def _rows(
     return rows
 
 
-def _on_device(work: Callable[[Tensor], Tensor], chunk: Tensor, options: argparse.Namespace) -> Work:
+def _on_device(work: Callable[[Tensor], Tensor], chunk: Tensor, options: argparse.Namespace, half: bool = True) -> Work:
     """The work on what is on the GPU already, whose result stays there."""
 
     def run() -> Tensor:
         # half precision is for the plain path: the engine's products are in bfloat16 by themselves
-        with torch.autocast(options.device, _half(options.device), enabled=not isinstance(work, Graphed)):
+        with torch.autocast(options.device, _half(options.device), enabled=half):
             result = work(chunk)
         if options.device == "cuda":
             torch.cuda.synchronize()

@@ -61,7 +61,10 @@ def train(
     ] = None,
     batch: Annotated[int, typer.Option("--batch", help="Vectors of an optimizer step.")] = 1024,
     accumulate: Annotated[int, typer.Option("--accumulate", help="Batches added up to one optimizer step.")] = 1,
-    lr: Annotated[float | None, typer.Option("--lr", help="Peak learning rate. [default: by the run's length]")] = None,
+    lr: Annotated[
+        float | None,
+        typer.Option("--lr", help="Peak learning rate. [default: by run and model]"),
+    ] = None,
     val: Annotated[
         int | None,
         typer.Option("--val", help="Validate on the last N vectors. [default: 10,000, at most a tenth]"),

@@ -256,7 +256,7 @@ class TrainConfig(Frozen):
 
     Attributes:
         late: share of the budget after which `late_A` and `late_B` are that beam.
-        lr: peak learning rate; None: chosen from the length of the run.
+        lr: peak learning rate; None: chosen from the length of the run and the size of the model.
         batch: vectors of one optimizer step, of one of its `accumulate` parts if there are several.
         passes: optimizer passes over each encoded batch before it is encoded anew.
         encode_batch: vectors encoded together.

@@ -7,7 +7,7 @@ K codewords, m symbols so far, E embedding width.
 
 from __future__ import annotations
 
-import functools
+import threading
 from collections.abc import Callable
 from functools import cached_property
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from qinco_core.codec import pairs
 from qinco_core.codec.forecast import Forecast, fit_forecasts
-from qinco_core.codec.graph import Graphed
+from qinco_core.codec.graph import Graphs
 from qinco_core.codec.network import Network, Step
 from qinco_core.codec.precision import Plan
 from qinco_core.codec.tables import StepTables
@@ -56,7 +56,7 @@ class Engine:
         start = network.centroids if network.codebook0 is None else network.codebook0
         assert start is not None
         self._start = start.detach().float().to(device)
-        self._encoders: dict[EncodeConfig, Graphed] = {}
+        self._graphs, self._fitting = Graphs(device), threading.Lock()
         self._steps = [StepTables(step, plan) for step in network.steps if isinstance(step, Step)]
 
     @cached_property
@@ -78,11 +78,16 @@ class Engine:
         tried = search.B * self.config.K if self._exhaustive(search) else search.T or search.A * search.B
         size = max(1, _TRIED_ROWS * self.chunk_rows // tried)
         if search.full and not self._exhaustive(search):
-            _ = self._forecasts  # before the threads ask for them
+            with self._fitting:  # before the threads ask for them
+                _ = self._forecasts
+
+        def work(*rows: Tensor) -> Tensor:
+            return self._graphs(search, lambda *rows: self._encode_rows(*rows, search=search), *rows)
+
         if not self.config.ivf_K:
-            return self._map(self._encoder(search), [v_ND], size), None
+            return self._map(work, [v_ND], size), None
         lists = self.assign(v_ND) if lists_N is None else lists_N.long().cpu()
-        return self._map(self._encoder(search), [v_ND, lists], size), lists
+        return self._map(work, [v_ND, lists], size), lists
 
     @torch.no_grad()
     def assign(self, v_ND: Tensor) -> Tensor:
@@ -120,12 +125,8 @@ class Engine:
     def _exhaustive(self, search: EncodeConfig) -> bool:
         return search.A == 0 or not self.config.preselect
 
-    def _encoder(self, search: EncodeConfig) -> Graphed:
-        work = functools.partial(self._encode_rows, search=search)
-        return self._encoders.setdefault(search, Graphed(work, self.plan.device))
-
     def _encode_rows(self, v_ND: Tensor, lists_N: Tensor | None = None, *, search: EncodeConfig) -> Tensor:
-        x = (v_ND.float() - self._mean) / self._std
+        x = ((v_ND.float() - self._mean) / self._std).contiguous()
         if lists_N is not None:
             xhat = self._start[lists_N[:, None]]
             codes = lists_N.new_zeros(len(x), 1, 0)

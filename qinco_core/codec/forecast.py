@@ -79,9 +79,7 @@ class Forecast:
         tables = self.tables
         if tables.kernels is not None:
             books, beams = (self._codewords, self._books), (y_B, r_B)
-            found: Tensor = tables.kernels.forecast(
-                error_R, tables.table, h_BH, self._hidden, books, beams, (k_R, beam_R)
-            )
+            found: Tensor = tables.kernels.forecast(error_R, tables.u, h_BH, self._hidden, books, beams, (k_R, beam_R))
             return found
         y = pairs.add("y", self._codewords, k_R, y_B, beam_R)
         y.add_(multiply("hidden_y", tables.activate(h_BH, k_R, beam_R, self.units), self._hidden.T))

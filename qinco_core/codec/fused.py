@@ -14,8 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# wider layers do not fit a program's registers; of fewer dimensions forecasts have an odd number
-_WIDEST, _FEWEST = 256, 32
+# wider layers do not fit a program's registers, more blocks make long programs; of fewer dimensions a forecast
+# has as many as there are, which need not be a power of two
+_WIDEST, _LONGEST, _FEWEST = 256, 4, 32
 # groups of a beam's codewords whose least scores are told; columns taken at a time
 _GROUPS, _COLUMNS = 32, 128
 
@@ -23,17 +24,38 @@ Rows = tuple[Tensor, Tensor]
 """Codewords, and the reconstruction that goes with each: int64 [R] both."""
 
 
-def fits(K: int, E: int, H: int, D: int) -> bool:
+def fits(K: int, L: int, E: int, H: int, D: int) -> bool:
     """Whether the kernels take a network of these sizes."""
-    layers = all(16 <= width <= _WIDEST and width & (width - 1) == 0 for width in (E, H // 2))
-    return layers and H <= _WIDEST and K >= 16 and D >= _FEWEST
+    layers = all(width <= _WIDEST and width & (width - 1) == 0 for width in (E, H))
+    return layers and E >= 16 and H >= 32 and L <= _LONGEST and K >= 16 and D >= _FEWEST
+
+
+def rehearse(K: int, L: int, E: int, H: int, D: int) -> None:
+    """Run every kernel once at these sizes, on zeros: raises whatever there is that Triton lacks here."""
+
+    def zeros(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+        return torch.zeros(shape, dtype=dtype, device="cuda")
+
+    single, whole, O, U = torch.float32, torch.int64, min(D, E), -(-H // 2)
+    rows = zeros(1, dtype=whole), zeros(1, dtype=whole)
+    r, norm = residuals(zeros(1, D, dtype=single), zeros(1, D, dtype=single), torch.bfloat16)
+    scores(r, norm, zeros(K, D), zeros(K))
+    books, beams = (zeros(K, _FEWEST, dtype=single),) * 2, (zeros(1, _FEWEST),) * 2
+    forecast(norm, zeros(K, H), zeros(1, H), zeros(_FEWEST, U), books, beams, rows)
+    tables, blocks = (zeros(K, E, dtype=single), zeros(K, H)), (zeros(E, H), zeros(L - 1, H, E), zeros(L - 1, E, H))
+    target = zeros(1, O), zeros(K, O, dtype=single), None if D == E else zeros(O, E)
+    z, _ = evaluate(tables, (zeros(1, E), zeros(1, H)), blocks, rows, target)
+    gaps(r, zeros(K, D, dtype=single), rows)
+    refine(zeros(1, E, dtype=single), z, rows[0], zeros(K, E, dtype=single), rows)
+    torch.cuda.synchronize()
 
 
 def residuals(x_ND: Tensor, xhat_BD: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Residuals x − x̂, as many for every vector, in that dtype [B, D], and their squared norms, float32 [B]."""
     B, D = xhat_BD.shape
     r, norm = xhat_BD.new_empty(B, D, dtype=dtype), xhat_BD.new_empty(B)
-    _residuals[_grid(B, 16)](x_ND, xhat_BD, r, norm, B, B // len(x_ND), D=D, SIZE=16, COLUMNS=_COLUMNS, num_warps=4)
+    per = B // max(1, len(x_ND))
+    _residuals[_grid(B, 16)](x_ND, xhat_BD, r, norm, B, per, D=D, SIZE=16, COLUMNS=_COLUMNS, num_warps=4)
     return r, norm
 
 
@@ -79,7 +101,7 @@ def forecast(
 def evaluate(
     tables: tuple[Tensor, Tensor],
     beams: tuple[Tensor, Tensor],
-    blocks: tuple[Tensor, Tensor],
+    blocks: tuple[Tensor, Tensor, Tensor],
     rows: Rows,
     target: tuple[Tensor, Tensor, Tensor | None] | None,
 ) -> tuple[Tensor, Tensor]:
@@ -88,13 +110,13 @@ def evaluate(
     Args:
         tables: a [K, E] and u [K, H] of `tables`.
         beams: P x̂ [B, E] and W_up₁ P x̂ [B, H].
-        blocks: W_up [L, H, E], of which the first is in u, and W_down [L, E, H].
+        blocks: W_down of the first [E, H], W_up [L − 1, H, E] and W_down [L − 1, E, H] of the others.
         rows: what to evaluate.
         target: errors are ‖r[beam] − c[k] − shape z‖²: r [B, O], c [K, O], and shape [O, E] or None for z itself.
             Without a target there are no errors.
     """
-    R, (L, E, H) = len(rows[0]), blocks[1].shape
-    z = blocks[1].new_empty(R, E)
+    R, (E, H), L = len(rows[0]), blocks[0].shape, 1 + len(blocks[1])
+    z = blocks[0].new_empty(R, E)
     error = torch.empty(R if target else 0, device=z.device)
     r, c, shape = target or (*tables, None)
     sizes = {"L": L, "E": E, "H": H, "O": r.shape[1], "O_PADDED": max(16, triton.next_power_of_2(r.shape[1]))}
@@ -216,6 +238,7 @@ def _evaluate(
     u,
     z_B,
     h_B,
+    first_down,
     ups,
     downs,
     k_R,
@@ -242,14 +265,14 @@ def _evaluate(
     beam = tl.load(beam_R + row, inside, 0)[:, None]
     e = tl.arange(0, E)
     unit = tl.arange(0, UNITS)
-    kind = downs.dtype.element_ty
+    kind = first_down.dtype.element_ty
     z = tl.load(a + k * E + e[None, :]).to(tl.float32) + tl.load(z_B + beam * E + e[None, :]).to(tl.float32)
     for first in range(0, H, UNITS):
         j = (first + unit)[None, :]
         h = tl.load(u + k * H + j).to(tl.float32) + tl.load(h_B + beam * H + j).to(tl.float32)
-        down = tl.load(downs + e[None, :] * H + (first + unit)[:, None])
+        down = tl.load(first_down + e[None, :] * H + (first + unit)[:, None])
         z = tl.dot(tl.maximum(h, 0.0).to(kind), down, z, input_precision="ieee")
-    for block in tl.static_range(1, L):
+    for block in tl.static_range(0, L - 1):
         rounded = z.to(kind)
         for first in range(0, H, UNITS):
             up = tl.load(ups + (block * H + first + unit)[None, :] * E + e[:, None])

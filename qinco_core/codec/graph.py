@@ -4,73 +4,82 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 import torch
 from torch import Tensor
 
 # calls that run as they are, so that memory and libraries are ready when the graph is recorded
-_WARM_UP = 3
+WARM_UP = 3
 # recordings that are kept: each keeps the memory it works in
 _KEPT = 2
 
 Inputs = tuple[Tensor | None, ...]
-Shapes = tuple[tuple[int, ...] | None, ...]
+Recording = tuple[torch.cuda.CUDAGraph, Inputs, Tensor]
 
 
-class Graphed:
-    """A function of tensors, recorded on a GPU for each combination of their shapes and replayed from then on.
+class Graphs:
+    """Functions of tensors, recorded on a GPU for each kind of arguments and replayed from then on.
 
-    Between its calls the function may keep nothing but tensors that stay where they are; it waits for no value, and
-    returns a tensor. On a CPU it is called as it is. Threads may share one: they take turns.
+    Between its calls a function may keep nothing but tensors that stay where they are; it waits for no value, and
+    returns a tensor. On a CPU it is called as it is. Threads and streams may share one: they take turns.
     """
 
-    def __init__(self, work: Callable[..., Tensor], device: torch.device) -> None:
-        """Wrap `work`, all of whose tensors are on `device`."""
-        self._work, self._device = work, device
-        self._calls: Counter[Shapes] = Counter()
-        self._recorded: dict[Shapes, tuple[torch.cuda.CUDAGraph, Inputs, Tensor]] = {}
+    def __init__(self, device: torch.device) -> None:
+        """Keep graphs of `device`."""
+        self._device = device
+        self._calls: Counter[Hashable] = Counter()
+        self._recorded: dict[Hashable, Recording] = {}
         self._stream: torch.cuda.Stream | None = None
+        self._done: torch.cuda.Event | None = None
         self._turn = threading.Lock()
 
-    def __call__(self, *inputs: Tensor | None) -> Tensor:
-        """What the function returns of these tensors."""
+    def __call__(self, name: Hashable, work: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
+        """What `work` returns of these tensors; it must do the same whenever it comes by this name."""
         if self._device.type == "cpu":
-            return self._work(*inputs)
+            return work(*inputs)
+        key = name, *(None if tensor is None else (tensor.shape, tensor.dtype) for tensor in inputs)
         with self._turn:
-            return self._call(inputs)
+            if self._done is not None:
+                self._done.wait()  # another stream may still be at it
+            result = self._call(key, work, inputs)
+            self._done = torch.cuda.current_stream().record_event()
+        return result
 
-    def _call(self, inputs: Inputs) -> Tensor:
-        shapes = tuple(None if tensor is None else tuple(tensor.shape) for tensor in inputs)
-        if shapes not in self._recorded:
-            if self._calls[shapes] < _WARM_UP:
-                self._calls[shapes] += 1
-                return self._warm_up(inputs)
+    def _call(self, key: Hashable, work: Callable[..., Tensor], inputs: Inputs) -> Tensor:
+        recording = self._recorded.pop(key, None)
+        if recording is None:
+            self._calls[key] += 1
+            if self._calls[key] <= WARM_UP:
+                return self._warm_up(work, inputs)
             if len(self._recorded) == _KEPT:
-                self._recorded.pop(next(iter(self._recorded)))
-            self._recorded[shapes] = self._record(inputs)
-        graph, places, result = self._recorded[shapes]
+                oldest = next(iter(self._recorded))
+                del self._recorded[oldest], self._calls[oldest]
+            recording = _record(work, inputs)
+        self._recorded[key] = recording  # as the one last used
+        graph, places, result = recording
         for place, tensor in zip(places, inputs, strict=True):
             if place is not None and tensor is not None:
                 place.copy_(tensor)
         graph.replay()
         return result.clone()
 
-    def _warm_up(self, inputs: Inputs) -> Tensor:
+    def _warm_up(self, work: Callable[..., Tensor], inputs: Inputs) -> Tensor:
         """A call as it is; one that uses autograd on a stream of its own, or it could not be recorded later."""
         if not torch.is_grad_enabled():
-            return self._work(*inputs)
+            return work(*inputs)
         usual = torch.cuda.current_stream()
         self._stream = self._stream or torch.cuda.Stream()
         self._stream.wait_stream(usual)
         with torch.cuda.stream(self._stream):
-            result = self._work(*inputs)
+            result = work(*inputs)
         usual.wait_stream(self._stream)
         return result
 
-    def _record(self, inputs: Inputs) -> tuple[torch.cuda.CUDAGraph, Inputs, Tensor]:
-        places = tuple(None if tensor is None else tensor.clone() for tensor in inputs)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may use the GPU meanwhile
-            result = self._work(*places)
-        return graph, places, result
+
+def _record(work: Callable[..., Tensor], inputs: Inputs) -> Recording:
+    places = tuple(None if tensor is None else tensor.clone(memory_format=torch.contiguous_format) for tensor in inputs)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may use the GPU meanwhile
+        result = work(*places)
+    return graph, places, result

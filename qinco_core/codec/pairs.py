@@ -1,7 +1,7 @@
 """Pairs of a beam and a codeword: choosing them, adding what belongs to each of the two, their errors.
 
-Everything here is float32 and stands twice: in torch, for GPUs, and compiled by numba for one thread of a CPU, where it
-writes into memory that is used again. Shapes: N vectors, B beams of each, K codewords, T pairs of each vector, written
+Most of it stands twice: in torch, for GPUs, and in float32, compiled by numba for one thread of a CPU, where it writes
+into memory that is used again. Shapes: N vectors, B beams of each, K codewords, T pairs of each vector, written
 as beam · K + codeword; rows of beams are N·B, rows of pairs N·T; X any width.
 """
 

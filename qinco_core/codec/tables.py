@@ -30,9 +30,10 @@ from qinco_core.codec.workers import cast, multiply, select
 
 
 class StepTables:
-    """The tables of one step, in the precision its products run in; what is only added is float32.
+    """The tables of one step, in the precision its products run in; what is only added is float32, or `partial`.
 
     Attributes:
+        u: the part of the first hidden layer that depends on the codeword alone, in `partial` [K, H].
         kernels: the module `fused`, where the device has the kernels and they take these sizes; else None.
         partial: the dtype of what belongs to a reconstruction: float32, or that of products with kernels.
         codebook: what f adds besides W_out z, float32 [K, D]: C, or zeros under QINCo1 rules.
@@ -59,9 +60,10 @@ class StepTables:
         if step.preselect is not None:
             self.preselect = ready(-2 * step.preselect)
             self.preselect_norm = ready(step.preselect.float().square().sum(1))
-        self._a, self._u = a.to(plan.device), F.linear(a, first).to(plan.device, self.partial)
+        self._a, self.u = a.to(plan.device), F.linear(a, first).to(plan.device, self.partial)
         self._from_xhat = [ready(factor) for factor in _cheaper(from_xhat)]
-        self._ups, self._downs = ready(step.w_up), ready(step.w_down)
+        self._up, self._down = ready(first), ready(step.w_down[0])
+        self._ups, self._downs = ready(step.w_up[1:]), ready(step.w_down[1:])
         self._out = None if step.w_out is None else ready(step.w_out)
         self._basis = None
         if step.w_out is not None and step.w_out.shape[0] > E:
@@ -74,13 +76,8 @@ class StepTables:
     @property
     def sizes(self) -> tuple[int, int]:
         """E and H."""
-        _, E, H = self._downs.shape
+        E, H = self._down.shape
         return E, H
-
-    @property
-    def table(self) -> Tensor:
-        """u, the part of the first hidden layer that depends on the codeword alone, in `partial` [K, H]."""
-        return self._u
 
     def residuals(self, x_ND: Tensor, xhat_NBD: Tensor) -> tuple[Tensor, Tensor]:
         """Residuals x − x̂ of all reconstructions, in `partial` [N·B, D], and their squared norms, float32 [N·B]."""
@@ -98,20 +95,19 @@ class StepTables:
         z = cast("xhat", xhat_BD, self.dtype)
         for i, factor in enumerate(reversed(self._from_xhat)):
             z = multiply(f"z_B{i}", z, factor.T)
-        h = multiply("h_B", z, self._ups[0].T)
+        h = multiply("h_B", z, self._up.T)
         return cast("z_B32", z, self.partial), cast("h_B32", h, self.partial)
 
     def activate(self, h_BH: Tensor, k_R: Tensor, beam_R: Tensor, width: int | None = None) -> Tensor:
         """relu(u[k] + V x̂), the first `width` units of the hidden layer of every row, in `dtype` [R, width or H]."""
-        h = pairs.add_relu("h32", self._u, k_R, h_BH, beam_R, width or self.sizes[1])
+        h = pairs.add_relu("h32", self.u, k_R, h_BH, beam_R, width or self.sizes[1])
         return cast("h", h, self.dtype)
 
     def with_hidden_in_order(self, order_H: Tensor) -> StepTables:
         """These tables with the units of the first hidden layer in another order, which gives the same results."""
         other = copy.copy(self)
-        other._u = self._u[:, order_H].contiguous()
-        other._ups, other._downs = self._ups.clone(), self._downs.clone()
-        other._ups[0], other._downs[0] = self._ups[0][order_H], self._downs[0][:, order_H]
+        other.u = self.u[:, order_H].contiguous()
+        other._up, other._down = self._up[order_H].contiguous(), self._down[:, order_H].contiguous()
         return other
 
     def evaluate(
@@ -139,8 +135,8 @@ class StepTables:
         if self.kernels is not None:
             return self._fused(z_BE, h_BH, k_R, beam_R)[0]
         z = cast("z", pairs.add("z32", self._a, k_R, z_BE, beam_R), self.dtype)
-        z.addmm_(self.activate(h_BH, k_R, beam_R), self._downs[0].T)
-        for up, down in zip(self._ups[1:], self._downs[1:], strict=True):
+        z.addmm_(self.activate(h_BH, k_R, beam_R), self._down.T)
+        for up, down in zip(self._ups, self._downs, strict=True):
             z.addmm_(_relu_(multiply("h", z, up.T)), down.T)
         return z
 
@@ -186,27 +182,28 @@ class StepTables:
         beam_R: Tensor,
         target: tuple[Tensor, Tensor, Tensor | None] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        tables, blocks = (self._a, self._u), (self._ups, self._downs)
+        tables, blocks = (self._a, self.u), (self._down, self._ups, self._downs)
         found: tuple[Tensor, Tensor] = self.kernels.evaluate(tables, (z_BE, h_BH), blocks, (k_R, beam_R), target)
         return found
 
 
 def _kernels(plan: Plan, step: Step) -> Any:
     """The module `fused`, or None where it is not for this device, precision or network."""
-    if plan.device.type != "cuda" or plan.dtype != torch.bfloat16 or not (kernels := triton_kernels()):
+    if plan.device.type != "cuda" or plan.dtype != torch.bfloat16:
         return None
-    (_, E, H), (K, D) = step.w_down.shape, step.codebook.shape
-    return kernels if kernels.fits(K, E, H, D) else None
+    (L, E, H), (K, D) = step.w_down.shape, step.codebook.shape
+    return tried_kernels(K, L, E, H, D)
 
 
 @functools.cache
-def triton_kernels() -> Any:
-    """The module `fused`, or None, with a warning, where Triton or the compiler that it needs is not there."""
+def tried_kernels(K: int, L: int, E: int, H: int, D: int) -> Any:
+    """The module `fused`, if its kernels are for these sizes; None, with a warning, where they do not work."""
     try:
         from qinco_core.codec import fused
 
-        one = torch.zeros(16, 16, device="cuda")
-        fused.gaps(one, one, (torch.zeros(1, dtype=torch.int64, device="cuda"),) * 2)
+        if not fused.fits(K, L, E, H, D):
+            return None
+        fused.rehearse(K, L, E, H, D)
     except Exception as error:  # Triton raises what its compiler, the linker or the driver happen to
         warnings.warn(f"Triton does not work here, so that encoding is several times slower: {error}", stacklevel=2)
         return None

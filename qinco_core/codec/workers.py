@@ -20,7 +20,7 @@ from torch import Tensor
 
 from qinco_core.codec.precision import Plan
 
-# chunks that wait for a GPU, at most; results that are put in pinned memory, which nobody else can use, at most
+# chunks that wait for a GPU, at most; results of a call that are put in pinned memory, which is scarce, at most
 _AHEAD, _PINNED_BYTES = 8, 1 << 30
 
 T = TypeVar("T")
@@ -79,7 +79,7 @@ def map_rows(work: Callable[..., Tensor], rows: Sequence[Tensor], size: int, pla
     """Apply `work` to chunks of rows and join the results on the CPU, in order.
 
     Args:
-        work: from a chunk of each of `rows`, on the plan's device, to a tensor with as many rows; called by
+        work: from a chunk of each of `rows`, on the plan's device, to a tensor with as many rows; on a CPU called by
             several threads.
         rows: one or more tensors [N, ...], on any device.
         size: rows of a chunk, at most.
@@ -119,7 +119,9 @@ def _map_queued(work: Callable[..., Tensor], rows: Sequence[Tensor], size: int, 
 
 
 def _queued(rows: Tensor, device: torch.device) -> Tensor:
-    return rows.pin_memory().to(device, non_blocking=True) if rows.device.type == "cpu" else rows.to(device)
+    if rows.device.type == "cpu":
+        rows = rows.contiguous().pin_memory()
+    return rows.to(device, non_blocking=True)
 
 
 def scratch(

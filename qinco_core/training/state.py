@@ -32,6 +32,7 @@ class Position:
         peak: the learning rate the schedule scales; settled when warm-up ends.
         scale: the plateau schedule's factor.
         first_loss: of the first batches, which divergence is measured by.
+        first_steps, first_seconds: of the first batch, which tells nothing of the speed.
         plan: device, precision and threads of the last session.
         best_mse, best_round: of the validation, in the units of the data; None before the first.
     """
@@ -45,6 +46,8 @@ class Position:
     peak: float = 0.0
     scale: float = 1.0
     first_loss: float = 0.0
+    first_steps: int = 0
+    first_seconds: float = 0.0
     plan: str = ""
     best_mse: float | None = None
     best_round: int = 0

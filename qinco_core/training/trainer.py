@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from qinco_core.codec.engine import Engine
-from qinco_core.codec.graph import Graphed
+from qinco_core.codec.graph import WARM_UP, Graphs
 from qinco_core.codec.network import Network
 from qinco_core.codec.precision import Plan
 from qinco_core.codec.product import AnyNetwork
@@ -43,6 +43,8 @@ from qinco_core.vectors import VectorFile
 _VAL_ROWS, _VAL_BEAM, _VAL_SHARE = 4096, 4, 16
 # unused codewords are not replaced where there is no time left to train them
 _REPLACE_UNTIL = 0.8
+# batches after which the speed of a run is known
+_SETTLED = 4
 # training errors this many times above the first one are no way back from
 _DIVERGED, _FIRST = 4.0, 5
 # QINCo1's plateau: rounds without improvement before the rate falls, and before the run stops
@@ -134,6 +136,7 @@ class Run:
         self._val_search = narrow.fast
         self._early_search = EncodeConfig(A=config.A, B=config.B).fast
         self._late_search = EncodeConfig(A=config.late_A, B=config.late_B).fast
+        self._graphs = Graphs(plan.device)
         self._recent = _Recent()
         self._unused = 0
 
@@ -207,16 +210,14 @@ class Run:
             self.data.lists = torch.zeros(len(self.data), dtype=torch.int32)
         with one_thread_each():
             self._train_batch()
+            while self.plan.device.type != "cpu" and self.state.position.steps <= WARM_UP:
+                self._train_batch()
             started = time.perf_counter()
             return self._train_batch() / (time.perf_counter() - started)
 
     @cached_property
     def _gradients(self) -> Gradients:
         return Gradients(self.state.network, self.plan)
-
-    @cached_property
-    def _optimizer_step(self) -> Graphed:
-        return Graphed(self._step, self.plan.device)
 
     def _fraction(self) -> float:
         return self.budget.fraction(self.state.position.samples, self.state.position.seconds)
@@ -225,6 +226,7 @@ class Run:
         """Encode a batch and take its optimizer steps; returns its size."""
         state, config, position = self.state, self.config, self.state.position
         started = time.perf_counter()
+        self._settle_peak()
         v, lists = self.data.draw(position.batches)
         search = self._early_search if self._fraction() < config.late else self._late_search
         if config.replace and state.usage[0].sum() >= config.replace:
@@ -240,7 +242,8 @@ class Run:
             order = torch.randperm(len(x), generator=state.generator).to(device)
             for rows in order.split(config.batch * config.accumulate):
                 set_rate(state.optimizer, self._rate())
-                figures = self._optimizer_step(x[rows], codes[rows], None if lists is None else lists[rows])
+                part = x[rows], codes[rows], None if lists is None else lists[rows]
+                figures = self._graphs("step", self._step, *part)
                 position.steps += 1
         loss, error = figures.tolist()  # of the last step: to wait for all would keep a GPU waiting
         position.batches += 1
@@ -273,14 +276,24 @@ class Run:
         state.usage.zero_()
 
     def _rate(self) -> float:
-        position, fraction = self.state.position, self._fraction()
-        if fraction < self.config.warmup or not position.peak:
-            # with a time budget only the speed so far tells how many steps there will be
-            steps = position.steps / fraction if position.steps and fraction else 1.0
-            if self.budget.samples:
-                steps = self.budget.samples * self.config.passes / (self.config.batch * self.config.accumulate)
-            position.peak = peak_rate(self.config, steps, self.state.network.config)
-        return rate(self.config, position.peak, fraction) * position.scale
+        position = self.state.position
+        return rate(self.config, position.peak, self._fraction()) * position.scale
+
+    def _settle_peak(self) -> None:
+        """Choose the peak of the learning rate by how many steps there will be, as long as that may still change."""
+        position, config = self.state.position, self.config
+        if position.batches == 1:
+            position.first_steps, position.first_seconds = position.steps, position.seconds
+        if self._fraction() >= config.warmup and position.batches >= _SETTLED:
+            return
+        steps = 1.0
+        if self.budget.samples:
+            steps = self.budget.samples * config.passes / (config.batch * config.accumulate)
+        elif position.seconds > position.first_seconds and self.budget.seconds:
+            # only the speed so far tells, without the first batch, in which much is made ready
+            speed = (position.steps - position.first_steps) / (position.seconds - position.first_seconds)
+            steps = speed * self.budget.seconds
+        position.peak = peak_rate(config, steps, self.state.network.config)
 
     def _refuse_divergence(self, loss: float) -> None:
         position = self.state.position

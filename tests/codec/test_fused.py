@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -17,7 +18,9 @@ from qinco_core.config import EncodeConfig, ModelConfig
 GPU = torch.cuda.is_available()
 if not GPU:
     os.environ["TRITON_INTERPRET"] = "1"  # read when `fused` is imported
-fused = pytest.importorskip("qinco_core.codec.fused", exc_type=ImportError, reason="Triton is for Linux")
+if sys.platform != "linux":
+    pytest.skip("Triton is for Linux", allow_module_level=True)
+from qinco_core.codec import fused  # noqa: E402 - see above
 
 K = 64
 # D beside E: the same, with W_out to fewer and to more dimensions than E; with an IVF; three blocks
@@ -26,6 +29,7 @@ MODELS = [
     ModelConfig(D=36, M=3, K=K, L=2, E=64, H=32),
     ModelConfig(D=40, M=3, K=K, L=1, E=16, H=64),
     ModelConfig(D=160, M=2, K=K, L=3, E=16, H=32, ivf_K=4),
+    ModelConfig(D=32, M=2, K=16, L=4, E=16, H=128, rank=8),
     ModelConfig(D=32, M=3, K=K, L=2, E=32, H=32, rules="qinco1", preselect=False),
 ]
 Pair = tuple[Engine, Engine]
@@ -55,8 +59,9 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> Callable[[ModelConfig], Pair]:
 
 
 def test_the_models_fit() -> None:
-    assert all(fused.fits(config.K, config.E, config.H, config.D) for config in MODELS)
-    for sizes in ((8, 32, 32, 32), (64, 48, 32, 32), (64, 512, 32, 512), (64, 32, 16, 32), (64, 32, 32, 24)):
+    assert all(fused.fits(config.K, config.L, config.E, config.H, config.D) for config in MODELS)
+    few, thin, wide, odd, flat = (8, 2, 32, 32, 32), (64, 2, 48, 32, 32), (64, 2, 512, 32, 512), (64, 2, 32, 33, 32), 24
+    for sizes in (few, thin, wide, odd, (64, 9, 32, 32, 32), (64, 2, 32, 16, 32), (64, 2, 32, 32, flat)):
         assert not fused.fits(*sizes)
 
 
@@ -98,12 +103,14 @@ def test_kernels_are_for_gpus_in_bfloat16() -> None:
 
 
 def test_without_triton_the_plain_forms_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    tables.triton_kernels.cache_clear()
-    monkeypatch.setattr(fused, "gaps", lambda *_: (_ for _ in ()).throw(RuntimeError("no C compiler")))
-    monkeypatch.setattr(torch, "zeros", lambda *_, **__: None)
+    def fails(*sizes: int) -> None:
+        raise RuntimeError("no C compiler")
+
+    monkeypatch.setattr(fused, "rehearse", fails)
+    tables.tried_kernels.cache_clear()
     with pytest.warns(UserWarning, match="several times slower: no C compiler"):
-        assert tables.triton_kernels() is None
-    tables.triton_kernels.cache_clear()
+        assert tables.tried_kernels(64, 2, 32, 32, 32) is None
+    tables.tried_kernels.cache_clear()
 
 
 @pytest.mark.skipif(not GPU, reason="bfloat16 is only right on a GPU")
