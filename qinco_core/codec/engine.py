@@ -214,25 +214,20 @@ def _preselect(
     assert step.preselect is not None and step.preselect_norm is not None
     N, B = norm_NB.shape
     K = len(step.preselect)
+    # with T the beams of a vector compete, else each is by itself
+    rows = (N, B) if T and B > 1 else (N * B, 1)
+    # a lone beam must bring forth all the beams there are to be (method §3)
+    count = min(T, B * K) if T and B > 1 else min(K, max(A, beams, T) if B == 1 else A)
     if step.kernels is not None:
         score, least = step.kernels.scores(residual_BD, norm_NB, step.preselect, step.preselect_norm)
-
-        def best(width: int, T: int) -> tuple[Tensor, Tensor]:
-            return pairs.best_of_groups(score, least, width, T)
-
+        pair, error = pairs.best_of_groups(score.view(*rows, K), least.view(*rows, -1), count)
     else:
         r = cast("r", residual_BD, step.dtype)
         # ‖r − G[k]‖² without ‖r‖², which is the same for all codewords of a beam
         score = scratch("score", (N * B, K), r.dtype, r.device)
         torch.addmm(step.preselect_norm, r, step.preselect.T, out=score)
-
-        def best(width: int, T: int) -> tuple[Tensor, Tensor]:
-            return pairs.best_pairs(cast("score32", score, torch.float32), norm_NB.flatten(), width, T)
-
-    if T and B > 1:
-        return best(B, min(T, B * K))
-    # a lone beam must bring forth all the beams there are to be (method §3)
-    A = min(K, max(A, beams, T) if B == 1 else A)
-    k_BA, error_BA = best(1, A)
-    beam = torch.arange(B, device=k_BA.device)[:, None] * K
-    return (k_BA.view(N, B, A) + beam).view(N, B * A), error_BA.view(N, B * A)
+        pair, error = pairs.best_pairs(cast("score32", score, torch.float32).view(*rows, K), norm_NB.view(rows), count)
+    if rows[1] == B:
+        return pair, error
+    beam = torch.arange(B, device=pair.device)[:, None] * K
+    return (pair.view(N, B, count) + beam).view(N, B * count), error.view(N, B * count)

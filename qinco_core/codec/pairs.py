@@ -24,10 +24,9 @@ Array = NDArray[Any]
 _GROUP = 16
 
 
-def best_pairs(score_BK: Tensor, norm_B: Tensor, B: int, T: int) -> tuple[Tensor, Tensor]:
-    """The T smallest of score + norm over the B beams and all codewords of each vector: pairs int64, values [N, T]."""
-    score_NBK, norm_NB = score_BK.view(-1, B, score_BK.shape[1]), norm_B.view(-1, B)
-    if score_BK.device.type != "cpu":
+def best_pairs(score_NBK: Tensor, norm_NB: Tensor, T: int) -> tuple[Tensor, Tensor]:
+    """The T smallest of score + norm over all beams and codewords of each vector: pairs int64 and values [N, T]."""
+    if score_NBK.device.type != "cpu":
         return torch_best_pairs(score_NBK, norm_NB, T)
     pair = torch.empty(len(score_NBK), T, dtype=torch.int64)
     value = torch.empty(len(score_NBK), T)
@@ -35,22 +34,21 @@ def best_pairs(score_BK: Tensor, norm_B: Tensor, B: int, T: int) -> tuple[Tensor
     return pair, value
 
 
-def best_of_groups(value_BK: Tensor, least_BG: Tensor, B: int, T: int) -> tuple[Tensor, Tensor]:
-    """The T smallest values over the B beams and all codewords of each vector: pairs int64 and values [N, T].
+def best_of_groups(value_NBK: Tensor, least_NBG: Tensor, T: int) -> tuple[Tensor, Tensor]:
+    """The T smallest values over all beams and codewords of each vector: pairs int64 and values [N, T].
 
     Args:
-        value_BK: one of every beam and codeword.
-        least_BG: of every beam, the least of codewords g, g + G, g + 2 G and so on.
-        B: beams of a vector.
+        value_NBK: one of every beam and codeword.
+        least_NBG: of every beam, the least of codewords g, g + G, g + 2 G and so on.
         T: how many.
     """
-    (K, G), N = (value_BK.shape[1], least_BG.shape[1]), len(value_BK) // B
-    value_NX = value_BK.view(N, B * K)
+    (_, B, K), G = value_NBK.shape, least_NBG.shape[2]
+    value_NX = value_NBK.flatten(1)
     if T >= B * G:
         best = value_NX.topk(T, dim=1, largest=False, sorted=False)
         return best.indices, best.values
     # they are all in the T groups with the least of these
-    group = least_BG.view(N, B * G).topk(T, dim=1, largest=False, sorted=False).indices
+    group = least_NBG.flatten(1).topk(T, dim=1, largest=False, sorted=False).indices
     first = torch.div(group, G, rounding_mode="floor") * K + group % G
     pair = (first[..., None] + torch.arange(0, K, G, device=group.device)).flatten(1)
     best = value_NX.gather(1, pair).topk(T, dim=1, largest=False, sorted=False)

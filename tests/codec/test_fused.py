@@ -90,7 +90,7 @@ def test_the_least_of_groups_bring_forth_the_best_pairs() -> None:
     torch.testing.assert_close(score, wanted, rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(least, score.view(12, K // 32, 32).amin(1))
     for B, T in ((4, 20), (4, 200), (1, 3), (12, 1)):
-        pair, value = tables.pairs.best_of_groups(score, least, B, T)
+        pair, value = tables.pairs.best_of_groups(score.view(-1, B, K), least.view(-1, B, 32), T)
         best = score.view(12 // B, B * K).topk(T, dim=1, largest=False)
         torch.testing.assert_close(value.sort(1).values, best.values.sort(1).values)
         assert torch.equal(score.view(12 // B, B * K).gather(1, pair), value)

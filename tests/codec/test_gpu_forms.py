@@ -19,9 +19,7 @@ from qinco_core.config import EncodeConfig, ModelConfig
 def gpu_forms(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything that asks where a tensor is goes the way of GPUs."""
     forms = {
-        "best_pairs": lambda score, norm, B, T: pairs.torch_best_pairs(
-            score.view(-1, B, score.shape[1]), norm.view(-1, B), T
-        ),
+        "best_pairs": pairs.torch_best_pairs,
         "add": lambda _, *rows: pairs.torch_add(*rows),
         "add_relu": lambda _, book, k, rows, beam, width: pairs.torch_add(
             book[:, :width], k, rows[:, :width], beam

@@ -79,7 +79,8 @@ def test_the_layout_and_dtype_of_vectors_do_not_matter() -> None:
 
 def test_no_vectors_are_no_codes() -> None:
     made = engine()
-    assert made.encode(torch.empty(0, 32), SEARCH)[0].shape == (0, 3)
+    for search in (SEARCH, EncodeConfig(A=4, B=8), EncodeConfig(A=4, B=1)):
+        assert made.encode(torch.empty(0, 32), search)[0].shape == (0, 3)
     assert made.decode(torch.empty(0, 3, dtype=torch.int64)).shape == (0, 32)
 
 
