@@ -220,7 +220,7 @@ def _preselect(
     count = min(T, B * K) if T and B > 1 else min(K, max(A, beams, T) if B == 1 else A)
     if step.kernels is not None:
         score, least = step.kernels.scores(residual_BD, norm_NB, step.preselect, step.preselect_norm)
-        pair, error = pairs.best_of_groups(score.view(*rows, K), least.view(*rows, -1), count)
+        pair, error = pairs.best_of_groups(score.view(*rows, K), least.view(*rows, least.shape[1]), count)
     else:
         r = cast("r", residual_BD, step.dtype)
         # ‖r − G[k]‖² without ‖r‖², which is the same for all codewords of a beam

@@ -75,6 +75,7 @@ def test_codes_are_those_of_the_plain_forms(
     v = torch.randn(11, config.D)
     codes, lists = plain.encode(v, search)
     found, _ = quick.encode(v, search, lists)
+    assert quick.encode(v[:0], search)[0].shape == (0, config.M)
     assert (found == codes).float().mean() > 0.98  # sums in another order part a tie otherwise
     decoded, wanted = quick.decode(codes, lists_N=lists), plain.decode(codes, lists_N=lists)
     torch.testing.assert_close(decoded, wanted, rtol=1e-3, atol=1e-2)
