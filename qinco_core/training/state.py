@@ -159,7 +159,8 @@ def restore(state: State, path: Path, identity: dict[str, Any]) -> None:
             }
     state.generator.set_state(torch.from_numpy(arrays["random"]))
     state.usage.copy_(torch.from_numpy(arrays["usage"]))
-    state.position = Position(**{f.name: position[f.name] for f in fields(Position)})
+    # a checkpoint may be older than some of its fields
+    state.position = Position(**{f.name: position[f.name] for f in fields(Position) if f.name in position})
 
 
 def _tensors(arrays: Arrays, prefix: str) -> dict[str, Tensor]:

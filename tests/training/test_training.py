@@ -332,4 +332,4 @@ def test_the_rate_suits_high_dimensions(sift_learn: Path) -> None:
         Codec.train(joined, preset_name="qinco2-S", training=options | {"lr": 6.4e-3})
     codec = Codec.train(joined, preset_name="qinco2-S", training=options)
     assert codec.training["peak_lr"] == pytest.approx(3.2e-3)
-    assert codec.training["val_mse"] < 0.9 * np.square(joined - joined.mean(0)).sum(1).mean()
+    assert codec.training["val_mse"] < 0.87 * np.square(joined - joined.mean(0)).sum(1).mean()
