@@ -26,7 +26,7 @@ from qinco_core.errors import (
 )
 from qinco_core.evaluation.baselines import run_baseline
 from qinco_core.progress import Silent
-from qinco_core.store import Parent, load_centroids, load_checkpoint, save_centroids
+from qinco_core.store import Parent, load_centroids, load_checkpoint, save_centroids, save_checkpoint
 from qinco_core.training import trainer
 from qinco_core.training.codewords import replace_unused
 from qinco_core.training.data import TrainingData
@@ -99,6 +99,18 @@ def test_resuming_another_run_is_refused(learn: Path, tmp_path: Path) -> None:
         run(learn, checkpoint=checkpoint, resume=True, training={"seed": 5})
     with open_vectors(learn, limit=3000) as file, pytest.raises(LineageError, match=r"another run .vectors was"):
         run(file, checkpoint=checkpoint, resume=True)
+
+
+def test_a_checkpoint_older_than_some_fields_goes_on(learn: Path, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "training.h5"
+    with pytest.raises(Interrupted):
+        run(learn, checkpoint=checkpoint, stop=stop_after(14))
+    config, arrays, position = load_checkpoint(checkpoint)
+    old = {name: value for name, value in position.items() if name not in ("first_steps", "first_seconds")}
+    assert len(old) == len(position) - 2
+    checkpoint.unlink()
+    save_checkpoint(checkpoint, config=config, arrays=arrays, state=old)
+    assert same(run(learn, checkpoint=checkpoint, resume=True), run(learn))
 
 
 def test_a_run_on_an_array_resumes_and_is_not_overwritten(learn: Path, tmp_path: Path) -> None:
