@@ -59,7 +59,10 @@ def train(
     epoch_size: Annotated[
         int | None, typer.Option("--epoch-size", help="Vectors of an epoch. [default: all, at most 500,000]")
     ] = None,
-    batch: Annotated[int, typer.Option("--batch", help="Vectors of an optimizer step.")] = 1024,
+    batch: Annotated[
+        int | None,
+        typer.Option("--batch", help="Vectors of an optimizer step. [default: 1,024, on a GPU with --time 4,096]"),
+    ] = None,
     accumulate: Annotated[int, typer.Option("--accumulate", help="Batches added up to one optimizer step.")] = 1,
     lr: Annotated[
         float | None,

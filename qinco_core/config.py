@@ -269,6 +269,7 @@ class TrainConfig(Frozen):
         seconds: wall-clock budget of the training loop.
         val: how many of the last vectors are set apart for validation; None: 10,000, or a tenth if that is less.
         noise: of the initial codebooks, as a share of their standard deviation.
+        device: what the recipe chose these settings for; a run that goes on elsewhere keeps them.
     """
 
     recipe: Literal["fast", "paper"] = "fast"
@@ -296,6 +297,7 @@ class TrainConfig(Frozen):
     seed: int = Field(default=0, ge=0)
     noise: float = Field(default=0.1, ge=0)
     kmeans_iterations: int = Field(default=10, ge=1)
+    device: Literal["cpu", "cuda"] = "cpu"
 
     @model_validator(mode="after")
     def _check(self) -> Self:

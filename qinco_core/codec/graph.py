@@ -21,8 +21,9 @@ Recording = tuple[torch.cuda.CUDAGraph, Inputs, Tensor]
 class Graphs:
     """Functions of tensors, recorded on a GPU for each kind of arguments and replayed from then on.
 
-    Between its calls a function may keep nothing but tensors that stay where they are; it waits for no value, and
-    returns a tensor. On a CPU it is called as it is. Threads and streams may share one: they take turns.
+    Between its calls a function may keep nothing but tensors that stay where they are; it waits for no value, leaves
+    autograd alone and returns a tensor. On a CPU it is called as it is. Threads and streams may share one: they take
+    turns.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -30,7 +31,6 @@ class Graphs:
         self._device = device
         self._calls: Counter[Hashable] = Counter()
         self._recorded: dict[Hashable, Recording] = {}
-        self._stream: torch.cuda.Stream | None = None
         self._done: torch.cuda.Event | None = None
         self._turn = threading.Lock()
 
@@ -51,7 +51,7 @@ class Graphs:
         if recording is None:
             self._calls[key] += 1
             if self._calls[key] <= WARM_UP:
-                return self._warm_up(work, inputs)
+                return work(*inputs)
             if len(self._recorded) == _KEPT:
                 oldest = next(iter(self._recorded))
                 del self._recorded[oldest], self._calls[oldest]
@@ -63,18 +63,6 @@ class Graphs:
                 place.copy_(tensor)
         graph.replay()
         return result.clone()
-
-    def _warm_up(self, work: Callable[..., Tensor], inputs: Inputs) -> Tensor:
-        """A call as it is; one that uses autograd on a stream of its own, or it could not be recorded later."""
-        if not torch.is_grad_enabled():
-            return work(*inputs)
-        usual = torch.cuda.current_stream()
-        self._stream = self._stream or torch.cuda.Stream()
-        self._stream.wait_stream(usual)
-        with torch.cuda.stream(self._stream):
-            result = work(*inputs)
-        usual.wait_stream(self._stream)
-        return result
 
 
 def _record(work: Callable[..., Tensor], inputs: Inputs) -> Recording:

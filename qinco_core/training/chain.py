@@ -12,8 +12,9 @@ from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from qinco_core.codec.network import Factors, Step
+from qinco_core.codec.network import Factors, Step, product
 
 _threshold_backward = torch.ops.aten.threshold_backward.grad_input
 
@@ -40,7 +41,7 @@ class StepWeights(NamedTuple):
 
     @classmethod
     def of(cls, step: Step, table: Tensor) -> Self:
-        """A step's own tensors, or views of them, around its table."""
+        """A step's own tensors, or views of them, beside its table."""
         codebook = step.codebook if step.residual_output else None
         _, from_xhat = step.concatenation_parts
         return cls(table, from_xhat, step.w_up.unbind(), step.w_down.unbind(), step.w_out, codebook, step.preselect)
@@ -59,6 +60,43 @@ class StepWeights(NamedTuple):
             downs=cast(self.downs),
             out=out,
         )
+
+
+def table_of(step: Step) -> Tensor:
+    """The table of a step's `StepWeights`, float32 [K, E]."""
+    z = _embedded(step)
+    return z + product(z, step.concatenation_parts[0], step.b_cat)
+
+
+@torch.no_grad()
+def add_table_gradient(step: Step, gradient: Step, g_KE: Tensor) -> None:
+    """Take the gradient of a step's table on to what the table is made of.
+
+    Args:
+        step: the step.
+        gradient: what to add to, in the step's shapes.
+        g_KE: the gradient of its table.
+    """
+    factors, _ = step.concatenation_parts
+    sums, _ = gradient.concatenation_parts
+    inputs = [_embedded(step)]
+    for factor in factors[:0:-1]:
+        inputs.insert(0, F.linear(inputs[0], factor))
+    gradient.b_cat.add_(g_KE.sum(0))
+    dz = g_KE
+    for factor, total, z in zip(factors, sums, inputs, strict=True):
+        total.addmm_(dz.T, z)
+        dz = dz @ factor
+    dz = dz + g_KE
+    if step.w_in is None or gradient.w_in is None:
+        gradient.codebook.add_(dz)
+    else:
+        gradient.w_in.addmm_(dz.T, step.codebook)
+        gradient.codebook.addmm_(dz, step.w_in)
+
+
+def _embedded(step: Step) -> Tensor:
+    return step.codebook if step.w_in is None else F.linear(step.codebook, step.w_in)
 
 
 class Chain:

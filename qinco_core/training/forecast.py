@@ -56,8 +56,9 @@ def forecast(
     """
     ivf_K = 0 if ivf is None else coarse_codebook(ivf, vectors.dim).ivf_K
     model, search = model_and_search(preset_name, vectors.dim, changes, ivf_K)
-    config = recipe(model, search, len(vectors), seconds=seconds, epochs=epochs, changes=training)
     chosen = plan(device, precision, threads)
+    budget: dict[str, Any] = {"seconds": seconds, "epochs": epochs}
+    config = recipe(model, search, len(vectors), **budget, changes=training, device=chosen.device.type)
     # groups are trained one after the other, and are alike
     n, part = model.groups, model.part
     seen = vectors if n == 1 else group_vectors(vectors, 0, n, None)

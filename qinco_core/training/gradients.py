@@ -6,12 +6,11 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from qinco_core.codec.network import Network, Step, product
+from qinco_core.codec.network import Network, Step
 from qinco_core.codec.precision import Plan
 from qinco_core.codec.workers import run_parallel
-from qinco_core.training.chain import Chain, StepWeights
+from qinco_core.training.chain import Chain, StepWeights, add_table_gradient, table_of
 
 # rows that go through the chain together, at most: on a CPU, what they leave behind is to stay in its caches
 _MOST = {"cpu": 1024, "cuda": 1 << 16}
@@ -44,6 +43,7 @@ class Gradients:
         """Forget what was added."""
         _zero(self._sums[0].network.parameters())
 
+    @torch.no_grad()
     def add(self, batch: tuple[Tensor, Tensor, Tensor | None], scale: float) -> Tensor:
         """Add the gradients of scale × `loss.chain_loss`.
 
@@ -60,25 +60,23 @@ class Gradients:
         sums = self._sums[: max(1, len(x) // _LEAST)]
         rows = min(_MOST[self._plan.device.type], -(-len(x) // len(sums)))
         blocks = list(zip(x.split(rows), codes.split(rows), strict=True))
-        tables = run_parallel(_table, self._steps, self._plan)
-        with torch.no_grad():
-            weights = [
-                StepWeights.of(step, table).to(self._plan.dtype)
-                for step, table in zip(self._steps, tables, strict=True)
-            ]
-            # the first share's sums of what parameters have gradients of are those gradients: they go on
-            for i, share in enumerate(sums):
-                _zero(share.tensors if i else share.tables)
-            losses = run_parallel(
-                lambda i: sums[i].add(self._network, weights, blocks[i :: len(sums)], scale),
-                range(len(sums)),
-                self._plan,
-            )
-            run_parallel(lambda part: _join(sums, part), range(len(sums)), self._plan)
-        # autograd takes the tables' gradients on to the parameters they are made of
-        ends = list(zip(tables, sums[0].tables, strict=True))
-        run_parallel(lambda end: end[0].backward(end[1]), ends, self._plan)
+        weights = run_parallel(self._weights, self._steps, self._plan)
+        # the first share's sums of what parameters have gradients of are those gradients: they go on
+        for i, share in enumerate(sums):
+            _zero(share.tensors if i else share.tables)
+        losses = run_parallel(
+            lambda i: sums[i].add(self._network, weights, blocks[i :: len(sums)], scale),
+            range(len(sums)),
+            self._plan,
+        )
+        run_parallel(lambda part: _join(sums, part), range(len(sums)), self._plan)
+        ends = list(zip(self._steps, sums[0].steps, sums[0].tables, strict=True))
+        run_parallel(lambda end: add_table_gradient(*end), ends, self._plan)
         return torch.stack(losses).sum(0)
+
+    @torch.no_grad()
+    def _weights(self, step: Step) -> StepWeights:
+        return StepWeights.of(step, table_of(step)).to(self._plan.dtype)
 
 
 class _Sums:
@@ -86,6 +84,7 @@ class _Sums:
 
     Attributes:
         network: zeros of the network's shapes, but for centroids, that gradients are added to.
+        steps: its steps.
         tables: the same for the steps' tables.
     """
 
@@ -94,8 +93,8 @@ class _Sums:
         like = config.model_copy(update={"ivf_K": min(1, config.ivf_K)})
         self.network = Network(like).requires_grad_(False).to(device)
         self.tables = [torch.zeros(config.K, config.E, device=device) for _ in network.steps]
-        steps = (step for step in self.network.steps if isinstance(step, Step))
-        self._steps = [StepWeights.of(step, table) for step, table in zip(steps, self.tables, strict=True)]
+        self.steps = [step for step in self.network.steps if isinstance(step, Step)]
+        self._weights = [StepWeights.of(step, table) for step, table in zip(self.steps, self.tables, strict=True)]
         self._chains: dict[int, Chain] = {}
 
     @property
@@ -115,7 +114,7 @@ class _Sums:
                 N, D = x.shape
                 self._chains[N] = Chain(weights, N, D, x.device)
             start = book, self.network.codebook0
-            losses.append(self._chains[len(x)].gradient(weights, self._steps, start, (x, codes), scale))
+            losses.append(self._chains[len(x)].gradient(weights, self._weights, start, (x, codes), scale))
         return torch.stack(losses).sum(0)
 
 
@@ -130,10 +129,3 @@ def _join(sums: list[_Sums], part: int) -> None:
     total, *others = (share.tensors[part :: len(sums)] for share in sums)
     for other in others:
         torch._foreach_add_(total, other)
-
-
-def _table(step: Step) -> Tensor:
-    """The table of `chain.StepWeights`, with what autograd needs to know of it."""
-    with torch.enable_grad():
-        z = step.codebook if step.w_in is None else F.linear(step.codebook, step.w_in)
-        return z + product(z, step.concatenation_parts[0], step.b_cat)

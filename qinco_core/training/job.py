@@ -22,6 +22,7 @@ from qinco_core.training.coarse import Centroids, coarse_codebook
 from qinco_core.training.log import TrainingLog
 from qinco_core.training.product import train_product
 from qinco_core.training.recipes import model_and_search, recipe
+from qinco_core.training.state import device_of
 from qinco_core.training.trainer import train
 from qinco_core.vectors import VectorFile, write_vectors
 
@@ -60,13 +61,15 @@ def train_model(
     """Train a model; arguments and errors are those of `Codec.train`, which calls this."""
     coarse = None if ivf is None else coarse_codebook(ivf, vectors.dim)
     model, search = model_and_search(preset_name, vectors.dim, changes or {}, coarse.ivf_K if coarse else 0)
-    config = recipe(model, search, len(vectors), seconds=seconds, epochs=epochs, changes=training or {})
+    chosen = plan(device, precision, threads)
+    began_on = device_of(checkpoint) if resume else chosen.device.type
+    budget: dict[str, Any] = {"seconds": seconds, "epochs": epochs}
+    config = recipe(model, search, len(vectors), **budget, changes=training or {}, device=began_on)
     if checkpoint.exists() and not (resume or force):
         raise OutputExistsError(
             f"{checkpoint} is left of an interrupted run; go on with it by --resume, or start over with --force"
         )
     lines = Path(log) if log else checkpoint.with_name("training.jsonl")
-    chosen = plan(device, precision, threads)
     with TrainingLog(lines, Path(tensorboard) if tensorboard else None, append=resume) as writer:
         sizes = (vectors, model, search, config)
         how: dict[str, Any] = {"plan": chosen, "checkpoint": checkpoint, "log": writer, "resume": resume}

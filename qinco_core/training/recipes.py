@@ -12,6 +12,9 @@ _LARGE = 5_000_000
 # vectors trained on for each codeword before those that none of them used are replaced
 _USES = 50
 _EPOCH_SIZE = {"fast": 500_000, "paper": 10_000_000}
+# a GPU hardly waits for wider beams while it trains, nor for larger steps, of which it takes as many in a given time
+_GPU_BEAMS = {"A": 4, "B": 2, "late_A": 8, "late_B": 4}
+_GPU_STEPS = {"batch": 4096, "encode_batch": 16384}
 
 
 def model_and_search(name: str, D: int, changes: dict[str, Any], ivf_K: int = 0) -> tuple[ModelConfig, EncodeConfig]:
@@ -37,6 +40,7 @@ def recipe(
     seconds: float | None = None,
     epochs: int | None = None,
     changes: dict[str, Any] | None = None,
+    device: str = "cpu",
 ) -> TrainConfig:
     """The settings of a run.
 
@@ -47,6 +51,7 @@ def recipe(
         seconds: wall-clock budget; or
         epochs: a number of epochs; or `samples` among the changes. 20 epochs (60 in the paper's) else.
         changes: fields of `TrainConfig` that override the recipe's.
+        device: "cpu" or "cuda", which the run begins on.
 
     Raises:
         UsageError: more than one budget is given, or a field is out of range.
@@ -68,6 +73,8 @@ def recipe(
                 "clip": 0.0,
                 "warmup": 0.0,
             }
+    elif device == "cuda" and model.part.parameters < _LARGE:
+        base |= _GPU_BEAMS | (_GPU_STEPS if seconds else {})
     if not model.preselect:
         # every codeword is tried, so a second beam costs twice as much
         base |= {"A": 0, "late_A": 0, "late_B": min(2, search.B)}
@@ -76,7 +83,7 @@ def recipe(
         learn = max(1, vectors - validation_size(fields.get("val"), vectors))
         size = fields.get("epoch_size") or min(learn, _EPOCH_SIZE[name])
         fields |= {"samples": (epochs or _DEFAULT_EPOCHS[name]) * size, "epoch_size": size}
-    fields["seconds"] = seconds
+    fields |= {"seconds": seconds, "device": device}
     batch = fields.get("batch", 1024) * fields.get("accumulate", 1)
     # large models are slow: shorter batches keep the time budget and Ctrl-C responsive
     usual = 4096 if model.part.parameters < _LARGE else 1024

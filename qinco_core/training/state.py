@@ -19,6 +19,8 @@ from qinco_core.store import load_checkpoint, save_checkpoint
 
 Arrays = dict[str, NDArray[Any]]
 
+_DEFAULTS = {name: field.default for name, field in TrainConfig.model_fields.items()}
+
 
 @dataclass
 class Position:
@@ -127,6 +129,12 @@ def run_identity(stamp: str, model: ModelConfig, search: EncodeConfig, config: T
     }
 
 
+def device_of(path: Path) -> str:
+    """The device that the recipe of a checkpoint's run was chosen for."""
+    config, _, _ = load_checkpoint(path)
+    return str(config.get("training", {}).get("device", "cpu"))
+
+
 def load_run(path: Path, identity: dict[str, Any]) -> tuple[Arrays, dict[str, Any]]:
     """The arrays and the state of a checkpoint.
 
@@ -134,6 +142,8 @@ def load_run(path: Path, identity: dict[str, Any]) -> tuple[Arrays, dict[str, An
         LineageError: the checkpoint is of another run; the message says in what it differs.
     """
     config, arrays, state = load_checkpoint(path)
+    # a checkpoint may be older than some of the settings
+    config["training"] = _DEFAULTS | config.get("training", {})
     if differs := _differences(identity, config):
         raise LineageError(
             f"{path} is of another run ({'; '.join(differs)}): resume with the same options and training file, "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,12 +15,14 @@ from qinco_core.api import Codec
 from qinco_core.codec.network import Network, Step
 from qinco_core.codec.precision import plan
 from qinco_core.config import PRESETS, ModelConfig, TrainConfig
+from qinco_core.errors import UsageError
 from qinco_core.progress import Silent
 from qinco_core.training.codewords import replace_unused
 from qinco_core.training.data import TrainingData, normalisation
 from qinco_core.training.gradients import Gradients
 from qinco_core.training.initialise import initialise_weights, kmeans, nearest
 from qinco_core.training.loss import chain_loss
+from qinco_core.training.recipes import model_and_search, recipe
 from qinco_core.training.schedule import Budget, peak_rate, rate
 from qinco_core.training.state import new_state
 from qinco_core.vectors import open_vectors
@@ -141,6 +144,25 @@ def test_learning_rate() -> None:
     assert peak_rate(config, 100, large[0]) == pytest.approx(3.2e-3)
     assert peak_rate(config, 100, large[1]) == pytest.approx(1.5e-3, rel=0.02)
     assert peak_rate(config, 100, PRESETS["qinco2-L"].model(128)) == pytest.approx(7.5e-4, rel=0.02)
+
+
+def test_what_a_run_on_a_gpu_does_otherwise() -> None:
+    """It looks wider, and with a time budget takes larger steps; not with large models, nor by the paper's recipe."""
+
+    def chosen(preset: str, **options: Any) -> tuple[int, ...]:
+        config = recipe(*model_and_search(preset, 128, {}), 200_000, **options)
+        return config.batch, config.encode_batch, config.A, config.B, config.late_A, config.late_B
+
+    usual = (1024, 4096, 2, 1, 4, 2)
+    assert chosen("qinco2-S", seconds=60.0) == chosen("qinco2-S", epochs=3) == usual
+    assert chosen("qinco2-S", seconds=60.0, device="cuda") == (4096, 16384, 4, 2, 8, 4)
+    assert chosen("qinco2-S", epochs=3, device="cuda") == (1024, 4096, 4, 2, 8, 4)
+    assert chosen("qinco2-S", seconds=60.0, device="cuda", changes={"batch": 512, "A": 3})[:3] == (512, 16384, 3)
+    large, paper = {"seconds": 60.0}, {"seconds": 60.0, "changes": {"recipe": "paper"}}
+    assert chosen("qinco2-L", **large, device="cuda") == chosen("qinco2-L", **large)
+    assert chosen("qinco2-S", **paper, device="cuda") == chosen("qinco2-S", **paper)
+    with pytest.raises(UsageError, match="device"):
+        chosen("qinco2-S", seconds=60.0, device="tpu")
 
 
 def test_budgets() -> None:

@@ -14,7 +14,7 @@ from qinco_core.api import Codec
 from qinco_core.codec.engine import Engine
 from qinco_core.codec.network import Network
 from qinco_core.codec.precision import plan
-from qinco_core.config import ModelConfig, TrainConfig
+from qinco_core.config import EncodeConfig, ModelConfig, TrainConfig
 from qinco_core.errors import (
     DimensionError,
     InputNotFoundError,
@@ -30,6 +30,7 @@ from qinco_core.store import Parent, load_centroids, load_checkpoint, save_centr
 from qinco_core.training import trainer
 from qinco_core.training.codewords import replace_unused
 from qinco_core.training.data import TrainingData
+from qinco_core.training.recipes import recipe
 from qinco_core.training.trainer import Interrupted
 from qinco_core.vectors import open_vectors, write_vectors
 
@@ -108,9 +109,24 @@ def test_a_checkpoint_older_than_some_fields_goes_on(learn: Path, tmp_path: Path
     config, arrays, position = load_checkpoint(checkpoint)
     old = {name: value for name, value in position.items() if name not in ("first_steps", "first_seconds")}
     assert len(old) == len(position) - 2
+    del config["training"]["device"]
     checkpoint.unlink()
     save_checkpoint(checkpoint, config=config, arrays=arrays, state=old)
     assert same(run(learn, checkpoint=checkpoint, resume=True), run(learn))
+
+
+def test_a_run_that_began_on_a_gpu_keeps_its_settings(learn: Path, tmp_path: Path) -> None:
+    """On a machine without one too, where a run that begins has others."""
+    checkpoint = tmp_path / "training.h5"
+    with pytest.raises(Interrupted):
+        run(learn, checkpoint=checkpoint, device="cpu", stop=stop_after(14))
+    config, arrays, position = load_checkpoint(checkpoint)
+    assert (config["training"]["device"], config["training"]["late_B"]) == ("cpu", 2)
+    model, search = ModelConfig(**config["model"]), EncodeConfig(**config["search"])
+    config["training"] = recipe(model, search, 4000, epochs=3, changes=SHORT, device="cuda").model_dump()
+    save_checkpoint(checkpoint, config=config, arrays=arrays, state=position)
+    kept = run(learn, checkpoint=checkpoint, device="cpu", resume=True).training["config"]
+    assert (kept["device"], kept["late_B"]) == ("cuda", 4)
 
 
 def test_a_run_on_an_array_resumes_and_is_not_overwritten(learn: Path, tmp_path: Path) -> None:
