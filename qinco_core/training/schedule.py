@@ -10,8 +10,8 @@ from qinco_core.config import ModelConfig, TrainConfig
 # the fast recipe's rate for a run of this many optimizer steps; longer runs want lower ones (method §8.5)
 _FAST_LR, _FAST_STEPS = 6.4e-3, 1500
 # and so do larger models than this: Adam moves every weight by the rate, and what the weights make adds up over inputs
-# and blocks (docs/log.md has the runs behind the three)
-_FAST_D, _FAST_E, _FAST_L = 384, 128, 2
+# and over the blocks of all steps (docs/log.md has the runs behind the three)
+_FAST_D, _FAST_E, _FAST_BLOCKS = 384, 128, 16
 _PAPER_LR = {"adamw": 8e-4, "adam": 1e-4}
 # validations, checkpoints and checks for dead codewords of a run with a time budget
 _TIMED_ROUNDS, _SHORTEST_ROUND = 16, 15.0
@@ -59,5 +59,5 @@ def peak_rate(config: TrainConfig, steps: float, model: ModelConfig) -> float:
     if config.recipe == "paper":
         return _PAPER_LR[config.optimizer]
     width = min(1.0, _FAST_D / model.D, _FAST_E / model.E)
-    depth = min(1.0, math.sqrt(_FAST_L / model.L))
+    depth = min(1.0, math.sqrt(_FAST_BLOCKS / (model.M * model.L)))
     return _FAST_LR * width * depth * min(1.0, float((_FAST_STEPS / steps) ** 0.3))

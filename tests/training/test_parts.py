@@ -144,6 +144,8 @@ def test_learning_rate() -> None:
     assert peak_rate(config, 100, large[0]) == pytest.approx(3.2e-3)
     assert peak_rate(config, 100, large[1]) == pytest.approx(1.5e-3, rel=0.02)
     assert peak_rate(config, 100, PRESETS["qinco2-L"].model(128)) == pytest.approx(7.5e-4, rel=0.02)
+    long = [PRESETS[name].model(128, M=M) for name, M in (("qinco2-S", 16), ("qinco2-S", 32), ("qinco2-XS", 32))]
+    assert [peak_rate(config, 100, model) for model in long] == pytest.approx([4.5e-3, 3.2e-3, 4.5e-3], rel=0.02)
 
 
 def test_what_a_run_on_a_gpu_does_otherwise() -> None:
