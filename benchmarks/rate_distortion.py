@@ -37,10 +37,15 @@ _FILES = {
 _SEARCH = EncodeConfig(A=16, B=32)
 _MODELS = ("qinco2-XS", "qinco2-S")
 _OUT = common.RESULTS / "rate_distortion.json"
+_CELLS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "MSE": lambda row: f"{row['mse']:,.0f}" if row["mse"] >= 100 else f"{row['mse']:.4f}",
+    "R@1, R@10, R@100": lambda row: ", ".join(f"{row[f'R@{k}']:.3f}" for k in (1, 10, 100)),
+    "training, encoding": lambda row: f"{row['train_s']:,.0f} s, {row['encode/s']:,.0f}/s",
+}
 
 
 def main() -> None:
-    """Run what is missing, then print a table of each data set."""
+    """Run what is missing, then print tables of each data set."""
     options = _parse()
     rows = _kept(options.out)
     for name in options.sets:
@@ -52,14 +57,20 @@ def main() -> None:
                 print(f"{name}, {code_bytes} bytes, {quantizer} ...", file=sys.stderr, flush=True)
                 rows.append(_measure(data, code_bytes, quantizer, options))
                 common.write_json(options.out, {"benchmark": "rate_distortion", "rows": rows})
+    found = {_key(row)[:3]: row for row in rows if row["settings"] == _settings(options) and row["mse"] is not None}
     for name in options.sets:
-        print(f"\n{name}")
-        order = {quantizer: i for i, quantizer in enumerate(options.only)}
-        chosen = [row for row in rows if row["data"] == name and row["quantizer"] in order and row["mse"] is not None]
-        chosen = [row for row in chosen if row["settings"] == _settings(options)]
-        chosen.sort(key=lambda row: (row["bytes"], order[row["quantizer"]]))
-        hidden = ("data", "settings", "note", "machine", "full", "trained on")
-        common.table([{key: value for key, value in row.items() if key not in hidden} for row in chosen])
+        for title, cell in _CELLS.items():
+            print(f"\n{name}: {title}\n")
+            _print_table({key[1:]: cell(row) for key, row in found.items() if key[0] == name}, options)
+
+
+def _print_table(cells: dict[tuple[int, str], str], options: argparse.Namespace) -> None:
+    """Quantizers by bytes, as Markdown."""
+    print(f"| | {' | '.join(f'{size} bytes' for size in options.bytes)} |\n{'|---' * (1 + len(options.bytes))}|")
+    for quantizer in options.only:
+        line = [cells.get((size, quantizer), "") for size in options.bytes]
+        if any(line):
+            print(f"| {quantizer} | {' | '.join(line)} |")
 
 
 class _Data:
