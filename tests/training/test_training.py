@@ -369,7 +369,7 @@ def test_the_rate_suits_long_codes(sift_learn: Path) -> None:
 
 
 def _check_rate(joined: np.ndarray, M: int, samples: int, share: float) -> None:
-    """Training diverges at the rate that is best for 8 bytes of SIFT; at its own it goes below a share of the variance."""
+    """At the rate that is best for 8 bytes of SIFT training diverges; at its own its error is below that share."""
     options: dict[str, Any] = {"samples": samples, "val": 500, "kmeans_iterations": 2}
     how: dict[str, Any] = {"preset_name": "qinco2-S", "changes": {"M": M}, "training": options}
     with pytest.raises(TrainingError, match="diverged"):
