@@ -269,6 +269,8 @@ class TrainConfig(Frozen):
         seconds: wall-clock budget of the training loop.
         val: how many of the last vectors are set apart for validation; None: 10,000, or a tenth if that is less.
         noise: of the initial codebooks, as a share of their standard deviation.
+        augment: share of the difference of two of its neighbors that is added to a training vector: all of it where
+            those trained on have an error far below that of others, less as they are nearer; 0: none.
         device: what the recipe chose these settings for; a run that goes on elsewhere keeps them.
     """
 
@@ -297,6 +299,7 @@ class TrainConfig(Frozen):
     seed: int = Field(default=0, ge=0)
     noise: float = Field(default=0.1, ge=0)
     kmeans_iterations: int = Field(default=10, ge=1)
+    augment: float = Field(default=0.0, ge=0, le=1)
     device: Literal["cpu", "cuda"] = "cpu"
 
     @model_validator(mode="after")

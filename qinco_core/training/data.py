@@ -6,6 +6,7 @@ Shapes: N training vectors, D dimension.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -13,9 +14,11 @@ from torch import Tensor
 
 from qinco_core.codec.engine import Engine
 from qinco_core.codec.network import Network
+from qinco_core.codec.precision import Plan
 from qinco_core.config import ModelConfig, TrainConfig, validation_size
 from qinco_core.errors import UsageError
 from qinco_core.progress import Progress
+from qinco_core.training.neighbors import Neighbors
 from qinco_core.vectors import VectorFile
 from qinco_core.vectors.base import Array
 
@@ -31,6 +34,7 @@ class TrainingData:
 
     Attributes:
         lists, val_lists: for an IVF model, the list number of each vector, int32, once `assign` has found them.
+        small: whether the training vectors are kept in memory, without which neighbors are not looked for.
     """
 
     def __init__(self, vectors: VectorFile, model: ModelConfig, config: TrainConfig) -> None:
@@ -47,11 +51,11 @@ class TrainingData:
         self.batch = min(config.encode_batch, N)
         self._seed = config.seed
         self._epoch = -1
-        self._small = N * self.train.dim * self.train.dtype.itemsize <= _KEPT_BYTES
-        self._kept: Array | None = None
+        self.small = N * self.train.dim * self.train.dtype.itemsize <= _KEPT_BYTES
         self._order = torch.empty(0, dtype=torch.int64)
         self.lists: Tensor | None = None
         self.val_lists: Tensor | None = None
+        self._neighbors: Neighbors | None = None
 
     def __len__(self) -> int:
         """Training vectors N."""
@@ -76,8 +80,12 @@ class TrainingData:
         self.lists, self.val_lists = assigned(self.train), assigned(self.val)
         progress.end()
 
-    def draw(self, number: int) -> tuple[Tensor, Tensor | None]:
+    def draw(self, number: int, augment: float = 0.0) -> tuple[Tensor, Tensor | None]:
         """Batch `number` of the run: every epoch in an order of its own, the remainder left out.
+
+        Args:
+            number: 0 for the first.
+            augment: share of the difference of two of its neighbors that is added to each vector, once they are found.
 
         Returns:
             Vectors [batch, D], and their list numbers int64 [batch] where there are any.
@@ -88,11 +96,29 @@ class TrainingData:
             order = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
             self._order = torch.randperm(len(self), generator=order)
             self._epoch = epoch
-        if self._small and self._kept is None:
-            self._kept = self.train.read(0, len(self))
-        rows = self._order[position * self.batch : (position + 1) * self.batch].numpy()
-        v = torch.from_numpy(self.train.take(rows) if self._kept is None else self._kept[rows])
-        return v, None if self.lists is None else self.lists[rows].long()
+        rows = self._order[position * self.batch : (position + 1) * self.batch]
+        v, lists = self._take(rows)
+        if augment and self._neighbors is not None:
+            random = torch.Generator().manual_seed(self._seed * 1_000_003 + number)
+            v = v + augment * self._neighbors.differences(rows, random)
+        return v, lists
+
+    def find_neighbors(self, plan: Plan) -> None:
+        """Find the neighbors of the training vectors, once and where these are kept in memory."""
+        if self._neighbors is None and self.small:
+            self._neighbors = Neighbors(self._in_memory, self._seed, plan)
+
+    def spread(self, rows: int) -> tuple[Tensor, Tensor | None]:
+        """Training vectors from all over the file, so many or all of them, and their list numbers."""
+        return self._take(torch.linspace(0, len(self) - 1, min(rows, len(self)), dtype=torch.float64).long())
+
+    @cached_property
+    def _in_memory(self) -> Array:
+        return self.train.read(0, len(self))
+
+    def _take(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        v = self._in_memory[rows.numpy()] if self.small else self.train.take(rows.numpy())
+        return torch.from_numpy(v), None if self.lists is None else self.lists[rows].long()
 
     def check_val(self) -> None:
         """Read the validation vectors once, so that damage or NaN among them ends a run before it starts."""

@@ -12,6 +12,8 @@ _LARGE = 5_000_000
 # vectors trained on for each codeword before those that none of them used are replaced
 _USES = 50
 _EPOCH_SIZE = {"fast": 500_000, "paper": 10_000_000}
+# of the difference of two near vectors, where vectors are learned by heart
+_AUGMENT = 0.25
 # a GPU hardly waits for wider beams while it trains, and steps four times as large take it a fifth more time
 _GPU_BEAMS = {"A": 4, "B": 2, "late_A": 8, "late_B": 4}
 _GPU_STEPS = {"batch": 4096, "encode_batch": 16384}
@@ -62,9 +64,10 @@ def recipe(
         raise UsageError(f"no recipe {name!r}; there are {', '.join(_DEFAULT_EPOCHS)}")
     if sum(given is not None for given in (seconds, epochs, fields.get("samples"))) > 1:
         raise UsageError("a run has one budget: give a time, or epochs, or samples")
-    base: dict[str, Any] = {"replace": _USES * model.part.K}
+    base: dict[str, Any] = {"replace": _USES * model.part.K, "augment": _AUGMENT}
     if name == "paper":
-        base = {"passes": 1, "warmup": 3 / 60, "A": search.A, "B": search.B, "late": 1.0, "encode_batch": 1024}
+        base |= {"passes": 1, "warmup": 3 / 60, "A": search.A, "B": search.B, "late": 1.0, "encode_batch": 1024}
+        base |= {"augment": 0.0}
         if model.rules == "qinco1":
             base |= {
                 "optimizer": "adam",

@@ -1,4 +1,4 @@
-"""How far a run is, and the learning rate that goes with it."""
+"""How far a run is, the learning rate that goes with it, and whether it learns by heart."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ _FAST_D, _FAST_E, _FAST_BLOCKS = 384, 128, 16
 _PAPER_LR = {"adamw": 8e-4, "adam": 1e-4}
 # validations, checkpoints and checks for dead codewords of a run with a time budget
 _TIMED_ROUNDS, _SHORTEST_ROUND = 16, 15.0
+# by what share the error of vectors trained on is lower than that of others where nothing is learned by heart that
+# matters, and where it is time to do all there is against it (docs/log.md)
+_BY_HEART = 0.02, 0.1
 
 
 @dataclass(frozen=True)
@@ -61,3 +64,10 @@ def peak_rate(config: TrainConfig, steps: float, model: ModelConfig) -> float:
     width = min(1.0, _FAST_D / model.D, _FAST_E / model.E)
     depth = min(1.0, math.sqrt(_FAST_BLOCKS / (model.M * model.L)))
     return _FAST_LR * width * depth * min(1.0, float((_FAST_STEPS / steps) ** 0.3))
+
+
+def by_heart(trained_mse: float, val_mse: float) -> float:
+    """How much a run learns its vectors by heart, from 0 to 1, by their error and that of others."""
+    least, most = _BY_HEART
+    gap = 1 - trained_mse / val_mse if val_mse else 0.0
+    return min(1.0, max(0.0, (gap - least) / (most - least)))

@@ -19,8 +19,6 @@ from qinco_core.store import load_checkpoint, save_checkpoint
 
 Arrays = dict[str, NDArray[Any]]
 
-_DEFAULTS = {name: field.default for name, field in TrainConfig.model_fields.items()}
-
 
 @dataclass
 class Position:
@@ -35,6 +33,7 @@ class Position:
         scale: the plateau schedule's factor.
         first_loss: of the first batches, which divergence is measured by.
         first_steps, first_seconds: of the first batch, which tells nothing of the speed.
+        augment: share of the differences of neighbors that is added to vectors; settled by every validation.
         plan: device, precision and threads of the last session.
         best_mse, best_round: of the validation, in the units of the data; None before the first.
     """
@@ -50,6 +49,7 @@ class Position:
     first_loss: float = 0.0
     first_steps: int = 0
     first_seconds: float = 0.0
+    augment: float = 0.0
     plan: str = ""
     best_mse: float | None = None
     best_round: int = 0
@@ -142,8 +142,8 @@ def load_run(path: Path, identity: dict[str, Any]) -> tuple[Arrays, dict[str, An
         LineageError: the checkpoint is of another run; the message says in what it differs.
     """
     config, arrays, state = load_checkpoint(path)
-    # a checkpoint may be older than some of the settings
-    config["training"] = _DEFAULTS | config.get("training", {})
+    # a checkpoint may be older than some of the settings: those are as asked from now on
+    config["training"] = identity["training"] | config.get("training", {})
     if differs := _differences(identity, config):
         raise LineageError(
             f"{path} is of another run ({'; '.join(differs)}): resume with the same options and training file, "

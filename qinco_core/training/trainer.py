@@ -34,13 +34,15 @@ from qinco_core.training.data import TrainingData, normalisation
 from qinco_core.training.gradients import Gradients
 from qinco_core.training.initialise import initialise
 from qinco_core.training.log import TrainingLog
-from qinco_core.training.schedule import Budget, peak_rate, rate
+from qinco_core.training.schedule import Budget, by_heart, peak_rate, rate
 from qinco_core.training.state import State, forget, new_state, restore, run_identity, save, set_rate
 from qinco_core.vectors import VectorFile
 
 # validation between rounds looks at so many vectors at most, through a beam of at most this width, and at
 # so small a share of what a round trains on that large models do not spend their time on it
 _VAL_ROWS, _VAL_BEAM, _VAL_SHARE = 4096, 4, 16
+# vectors trained on whose error is compared with that: fewer are enough to see whether there is a difference
+_TRAINED_SHARE, _TRAINED_ROWS = 4, 256
 # unused codewords are not replaced where there is no time left to train them
 _REPLACE_UNTIL = 0.8
 # batches after which the speed of a run is known
@@ -196,6 +198,8 @@ class Run:
         if before != now:
             self.progress.note(f"this session runs on {now}, the last one on {before}: not the same to the bit")
         self.state.position.plan = now
+        if self.state.position.augment:
+            self.data.find_neighbors(self.plan)
         self.log.write("resume", plan=now, **_plain(self.state))
         self._assign()
 
@@ -227,7 +231,7 @@ class Run:
         state, config, position = self.state, self.config, self.state.position
         started = time.perf_counter()
         self._settle_peak()
-        v, lists = self.data.draw(position.batches)
+        v, lists = self.data.draw(position.batches, position.augment)
         search = self._early_search if self._fraction() < config.late else self._late_search
         if config.replace and state.usage[0].sum() >= config.replace:
             self._replace_unused()
@@ -318,12 +322,13 @@ class Run:
             state.best = state.network.to_arrays()
         if self.config.replace is None:
             self._replace_unused()
+        learned = self._settle_augment(mse)
         unused, self._unused = self._unused, 0
         if self.config.schedule == "plateau":
             stale = position.rounds - position.best_round
             position.scale *= 0.1 if stale and stale % _PATIENCE == 0 else 1.0
         figures = self._recent.figures()
-        self.log.write("round", val_mse=mse, lr=self._rate(), unused=unused, **_plain(state), **figures)
+        self.log.write("round", val_mse=mse, lr=self._rate(), unused=unused, **_plain(state), **figures, **learned)
         self.progress.note(
             f"round {position.rounds}: validation MSE {mse:,.6g}, training {figures['mse']:,.6g}, "
             f"{position.samples:,} vectors in {position.seconds:.0f} s"
@@ -335,11 +340,24 @@ class Run:
         position = self.state.position
         return self.config.schedule == "plateau" and position.rounds - position.best_round >= _STOP_AFTER
 
+    def _settle_augment(self, val_mse: float) -> dict[str, float]:
+        """Choose what is added to vectors by how much better those trained on are known; figures for the log."""
+        position = self.state.position
+        if not self.config.augment or not self.data.small:
+            return {}
+        trained = self._error(*self.data.spread(max(_TRAINED_ROWS, position.val_rows // _TRAINED_SHARE)))
+        position.augment = self.config.augment * by_heart(trained, val_mse)
+        if position.augment:
+            self.data.find_neighbors(self.plan)
+        return {"train_mse": trained, "augment": position.augment}
+
     def validate(self, rows: int) -> float:
         """MSE of the first `rows` validation vectors at A, B ≤ 4, in the units of the data."""
         v = torch.from_numpy(self.data.val.read(0, min(rows, len(self.data.val))))
+        return self._error(v, None if self.data.val_lists is None else self.data.val_lists[: len(v)])
+
+    def _error(self, v: Tensor, lists: Tensor | None) -> float:
         engine = Engine(self.state.network, self.plan)
-        lists = None if self.data.val_lists is None else self.data.val_lists[: len(v)]
         codes, _ = engine.encode(v, self._val_search, lists)
         return float((engine.decode(codes, lists_N=lists) - v).square().sum(1).mean())
 
