@@ -269,7 +269,7 @@ class TrainConfig(Frozen):
         seconds: wall-clock budget of the training loop.
         val: how many of the last vectors are set apart for validation; None: 10,000, or a tenth if that is less.
         noise: of the initial codebooks, as a share of their standard deviation.
-        augment: share of the difference of two of its neighbors that is added to a training vector: all of it where
+        augment: share of the difference of two of its neighbours that is added to a training vector: all of it where
             those trained on have an error far below that of others, less as they are nearer; 0: none.
         device: what the recipe chose these settings for; a run that goes on elsewhere keeps them.
     """

@@ -27,6 +27,8 @@ _BLOCK = 1 << 16
 _ASSIGNED = 1 << 13
 # what the initialisation may hold in memory, and how large a training set is kept there
 _SAMPLE_BYTES, _KEPT_BYTES = 2 << 30, 1 << 30
+# more vectors than this are not learned by heart: if others have more error, these are of another kind
+_FEW = 1 << 20
 
 
 class TrainingData:
@@ -34,7 +36,7 @@ class TrainingData:
 
     Attributes:
         lists, val_lists: for an IVF model, the list number of each vector, int32, once `assign` has found them.
-        small: whether the training vectors are kept in memory, without which neighbors are not looked for.
+        few: whether there are so few vectors that a run may learn them by heart, and that neighbours are soon found.
     """
 
     def __init__(self, vectors: VectorFile, model: ModelConfig, config: TrainConfig) -> None:
@@ -51,7 +53,8 @@ class TrainingData:
         self.batch = min(config.encode_batch, N)
         self._seed = config.seed
         self._epoch = -1
-        self.small = N * self.train.dim * self.train.dtype.itemsize <= _KEPT_BYTES
+        self._small = N * self.train.dim * self.train.dtype.itemsize <= _KEPT_BYTES
+        self.few = self._small and N <= _FEW
         self._order = torch.empty(0, dtype=torch.int64)
         self.lists: Tensor | None = None
         self.val_lists: Tensor | None = None
@@ -85,7 +88,7 @@ class TrainingData:
 
         Args:
             number: 0 for the first.
-            augment: share of the difference of two of its neighbors that is added to each vector, once they are found.
+            augment: share of the difference of two of its neighbours that is added to each vector, once they are found.
 
         Returns:
             Vectors [batch, D], and their list numbers int64 [batch] where there are any.
@@ -104,8 +107,8 @@ class TrainingData:
         return v, lists
 
     def find_neighbors(self, plan: Plan) -> None:
-        """Find the neighbors of the training vectors, once and where these are kept in memory."""
-        if self._neighbors is None and self.small:
+        """Find the neighbours of the training vectors, which are few; only the first call does anything."""
+        if self._neighbors is None:
             self._neighbors = Neighbors(self._in_memory, self._seed, plan)
 
     def spread(self, rows: int) -> tuple[Tensor, Tensor | None]:
@@ -117,7 +120,7 @@ class TrainingData:
         return self.train.read(0, len(self))
 
     def _take(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
-        v = self._in_memory[rows.numpy()] if self.small else self.train.take(rows.numpy())
+        v = self._in_memory[rows.numpy()] if self._small else self.train.take(rows.numpy())
         return torch.from_numpy(v), None if self.lists is None else self.lists[rows].long()
 
     def check_val(self) -> None:

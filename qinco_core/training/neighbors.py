@@ -14,8 +14,8 @@ from qinco_core.vectors.base import Array
 
 # vectors near each vector, itself among them
 _NEAR = 10
-# vectors for each cell, the most cells, and the entries of a block of vectors or distances
-_SIZE, _CELLS, _BLOCK = 500, 4096, 1 << 24
+# vectors for each cell, and the entries of a block of vectors or distances
+_SIZE, _BLOCK = 500, 1 << 24
 
 
 class Neighbors:
@@ -28,7 +28,7 @@ class Neighbors:
         """Find them; vectors of any real dtype [N, D]."""
         N, D = vectors_ND.shape
         self._vectors_ND = vectors_ND
-        drawn = torch.randperm(N, generator=torch.Generator().manual_seed(seed))[: min(_CELLS, max(1, N // _SIZE))]
+        drawn = torch.randperm(N, generator=torch.Generator().manual_seed(seed))[: max(1, N // _SIZE)]
         centres = self._take(drawn).to(plan.device)
         blocks = torch.arange(N).split(max(1, _BLOCK // D))
         cells = torch.cat([nearest(self._take(rows).to(plan.device), centres, plan) for rows in blocks]).cpu()

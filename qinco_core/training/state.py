@@ -33,7 +33,7 @@ class Position:
         scale: the plateau schedule's factor.
         first_loss: of the first batches, which divergence is measured by.
         first_steps, first_seconds: of the first batch, which tells nothing of the speed.
-        augment: share of the differences of neighbors that is added to vectors; settled by every validation.
+        augment: share of the differences of neighbours that is added to vectors; settled by every validation.
         plan: device, precision and threads of the last session.
         best_mse, best_round: of the validation, in the units of the data; None before the first.
     """

@@ -343,7 +343,7 @@ class Run:
     def _settle_augment(self, val_mse: float) -> dict[str, float]:
         """Choose what is added to vectors by how much better those trained on are known; figures for the log."""
         position = self.state.position
-        if not self.config.augment or not self.data.small:
+        if not self.config.augment or not self.data.few:
             return {}
         trained = self._error(*self.data.spread(max(_TRAINED_ROWS, position.val_rows // _TRAINED_SHARE)))
         position.augment = self.config.augment * by_heart(trained, val_mse)

@@ -1,4 +1,4 @@
-"""What training does against learning its vectors by heart: differences of neighbors, as far as they are called for."""
+"""What training does against learning its vectors by heart: differences of neighbours, as far as they are called for."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def same(a: Codec, b: Codec) -> bool:
 
 
 def test_differences_are_of_two_vectors_near_by(few: np.ndarray) -> None:
-    """In a single cell, which 999 vectors are, these are the exact neighbors."""
+    """In a single cell, which 999 vectors are, these are the exact neighbours."""
     v = few[:999]
     x = v.astype(np.float64)
     near = np.square(x[:, None, :64] - x[None, :, :64]).sum(2) + np.square(x[:, None, 64:] - x[None, :, 64:]).sum(2)
@@ -75,7 +75,9 @@ def test_neighbors_in_cells_of_any_size(few: np.ndarray, monkeypatch: pytest.Mon
     assert not differences(np.unique(few, axis=0)).any()
 
 
-def test_batches_with_differences_repeat_themselves(few: np.ndarray, sift_learn: Path) -> None:
+def test_batches_with_differences_repeat_themselves(
+    few: np.ndarray, sift_learn: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with open_vectors(sift_learn, limit=1000) as file:
         data = TrainingData(file, ModelConfig(D=128, K=16), TrainConfig(samples=1, encode_batch=300, val=100))
         plain, _ = data.draw(4)
@@ -89,8 +91,10 @@ def test_batches_with_differences_repeat_themselves(few: np.ndarray, sift_learn:
         spread, _ = data.spread(10)
         assert np.array_equal(spread, few[np.linspace(0, 899, 10).astype(int)])
         assert len(data.spread(5000)[0]) == 900
-        data.small = False  # a training set that is not kept in memory
-        assert np.array_equal(data.spread(10)[0], spread)
+        monkeypatch.setattr("qinco_core.training.data._KEPT_BYTES", 100_000)
+        large = TrainingData(file, ModelConfig(D=128, K=16), TrainConfig(samples=1, encode_batch=300, val=100))
+        assert data.few and not large.few  # which is not kept in memory
+        assert np.array_equal(large.spread(10)[0], spread)
 
 
 def test_how_much_is_learned_by_heart() -> None:
@@ -123,7 +127,7 @@ def test_few_vectors_get_differences_and_others_do_not(few: np.ndarray, sift_lea
 
 
 def test_a_run_with_differences_resumes_exactly(few: np.ndarray, tmp_path: Path) -> None:
-    """Interrupted within a round: the share is that of the round before, neighbors are found again."""
+    """Interrupted within a round: the share is that of the round before, neighbours are found again."""
     checkpoint = tmp_path / "training.h5"
     calls = iter(range(1000))
     with pytest.raises(Interrupted):  # asked 12 times before the first batch, and there are two in a round
