@@ -1,4 +1,4 @@
-"""What training does against learning its vectors by heart: differences of neighbours, as far as they are called for."""
+"""Against learning vectors by heart: differences of neighbours, as far as they are called for."""
 
 from __future__ import annotations
 
