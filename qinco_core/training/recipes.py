@@ -66,8 +66,7 @@ def recipe(
         raise UsageError("a run has one budget: give a time, or epochs, or samples")
     base: dict[str, Any] = {"replace": _USES * model.part.K, "augment": _AUGMENT}
     if name == "paper":
-        base |= {"passes": 1, "warmup": 3 / 60, "A": search.A, "B": search.B, "late": 1.0, "encode_batch": 1024}
-        base |= {"augment": 0.0}
+        base = {"passes": 1, "warmup": 3 / 60, "A": search.A, "B": search.B, "late": 1.0, "encode_batch": 1024}
         if model.rules == "qinco1":
             base |= {
                 "optimizer": "adam",

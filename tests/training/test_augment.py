@@ -106,7 +106,8 @@ def test_it_belongs_to_the_fast_recipe() -> None:
     sizes = model_and_search("qinco2-S", 128, {})
     assert recipe(*sizes, 10_000, epochs=1).augment == 0.25
     assert recipe(*sizes, 10_000, epochs=1, changes={"augment": 0.1}).augment == 0.1
-    assert recipe(*sizes, 10_000, epochs=1, changes={"recipe": "paper"}).augment == 0.0
+    paper = recipe(*sizes, 10_000, epochs=1, changes={"recipe": "paper"})
+    assert (paper.augment, paper.replace) == (0.0, None)
 
 
 def test_few_vectors_get_differences_and_others_do_not(few: np.ndarray, sift_learn: Path, tmp_path: Path) -> None:
