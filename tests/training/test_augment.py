@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from trained_models import same
 
 from qinco_core.api import Codec
 from qinco_core.codec.precision import plan
@@ -40,11 +41,6 @@ def few(sift_learn: Path) -> np.ndarray:
 
 def rounds(log: Path) -> list[dict[str, Any]]:
     return [event for event in map(json.loads, log.read_text().splitlines()) if event["event"] == "round"]
-
-
-def same(a: Codec, b: Codec) -> bool:
-    ours, theirs = a.network.to_arrays(), b.network.to_arrays()
-    return all(np.array_equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_differences_are_of_two_vectors_near_by(few: np.ndarray) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from trained_models import same
 
 from qinco_core.api import Codec
 from qinco_core.codec.engine import Engine
@@ -50,11 +51,6 @@ def learn(sift_learn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with open_vectors(sift_learn, limit=4000) as file:
         write_vectors(path, file.read(0, 4000))
     return path
-
-
-def same(a: Codec, b: Codec) -> bool:
-    ours, theirs = a.network.to_arrays(), b.network.to_arrays()
-    return all(np.array_equal(ours[name], theirs[name]) for name in ours)
 
 
 def stop_after(batches: int) -> Any:

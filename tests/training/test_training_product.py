@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from trained_models import same
 
 from qinco_core.api import Codec
 from qinco_core.codec.network import Step
@@ -51,11 +52,6 @@ def learn(sift_learn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(learn: Path) -> Codec:
     return run(learn)
-
-
-def same(a: Codec, b: Codec) -> bool:
-    ours, theirs = a.network.to_arrays(), b.network.to_arrays()
-    return ours.keys() == theirs.keys() and all(np.array_equal(ours[name], theirs[name]) for name in ours)
 
 
 def stop_after(calls: int) -> Any:
