@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from qinco_core.api import Codec
 from qinco_core.codec.engine import Engine
 from qinco_core.codec.graph import Graphs
 from qinco_core.codec.network import Network
 from qinco_core.codec.precision import plan
 from qinco_core.config import EncodeConfig, ModelConfig
-from tests.training.test_training import TINY, run
 
 GPU = torch.cuda.is_available()
 on_gpu = pytest.mark.skipif(not GPU, reason="there is no GPU")
@@ -98,7 +98,13 @@ def test_replayed_chunks_are_those_that_ran(precision: str) -> None:
 @on_gpu
 def test_recorded_steps_train_like_those_that_ran(monkeypatch: pytest.MonkeyPatch) -> None:
     vectors = np.random.default_rng(0).standard_normal((4000, 32)).astype(np.float32)
-    recorded = run(vectors, changes=TINY, device="cuda", precision="float32")
+
+    def val_mse() -> float:
+        small = {"M": 4, "K": 16, "E": 16, "H": 32, "A": 4, "B": 4}
+        short = {"epoch_size": 1536, "encode_batch": 512, "batch": 256, "val": 500, "kmeans_iterations": 3}
+        device = {"device": "cuda", "precision": "float32"}
+        return Codec.train(vectors, changes=small, epochs=3, training=short, **device).training["val_mse"]
+
+    recorded = val_mse()
     monkeypatch.setattr(Graphs, "__call__", lambda _, name, work, *inputs: work(*inputs))
-    plain = run(vectors, changes=TINY, device="cuda", precision="float32")
-    assert recorded.training["val_mse"] == pytest.approx(plain.training["val_mse"], rel=0.02)
+    assert recorded == pytest.approx(val_mse(), rel=0.02)
