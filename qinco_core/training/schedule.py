@@ -43,7 +43,8 @@ class Budget:
         if self.samples:
             return samples // self.round_samples
         assert self.seconds is not None
-        return int(seconds / max(self.seconds / _TIMED_ROUNDS, min(_SHORTEST_ROUND, self.seconds)))
+        count = max(1, min(_TIMED_ROUNDS, int(self.seconds / _SHORTEST_ROUND)))
+        return int(seconds * count / self.seconds)
 
 
 def rate(config: TrainConfig, peak: float, fraction: float) -> float:

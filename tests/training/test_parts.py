@@ -174,6 +174,8 @@ def test_budgets() -> None:
     timed = Budget.of(TrainConfig(seconds=320), 5000)
     assert [timed.rounds(0, s) for s in (0, 19.9, 20, 320)] == [0, 0, 1, 16]
     assert timed.fraction(10**9, 80) == 0.25
+    short = Budget.of(TrainConfig(seconds=28), 5000)  # too short for two rounds: one, not one and a stub
+    assert [short.rounds(0, s) for s in (15, 27.9, 28)] == [0, 0, 1]
 
 
 def test_normalisation(sift_learn: Path) -> None:
