@@ -102,8 +102,8 @@ def test_recorded_steps_train_like_those_that_ran(monkeypatch: pytest.MonkeyPatc
     def val_mse() -> float:
         small = {"M": 4, "K": 16, "E": 16, "H": 32, "A": 4, "B": 4}
         short = {"epoch_size": 1536, "encode_batch": 512, "batch": 256, "val": 500, "kmeans_iterations": 3}
-        device = {"device": "cuda", "precision": "float32"}
-        return Codec.train(vectors, changes=small, epochs=3, training=short, **device).training["val_mse"]
+        how = {"preset_name": "qinco2-XS", "device": "cuda", "precision": "float32"}
+        return Codec.train(vectors, changes=small, epochs=3, training=short, **how).training["val_mse"]
 
     recorded = val_mse()
     monkeypatch.setattr(Graphs, "__call__", lambda _, name, work, *inputs: work(*inputs))

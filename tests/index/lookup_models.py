@@ -10,6 +10,7 @@ import numpy as np
 
 from qinco_core.api import Codec
 from qinco_core.codec.precision import plan
+from qinco_core.config import EncodeConfig
 from qinco_core.index.pairwise_fit import Part
 from qinco_core.vectors import open_vectors
 
@@ -41,7 +42,8 @@ class Coded:
 def with_lists(path: Path) -> Coded:
     """The golden model of 300 lists and 4 symbols of 64, and its codes of 1,000 vectors."""
     golden = golden_models.load("ivf_q2")
-    Codec(golden.network, golden.search, plan=plan("cpu", "float32", 1)).save(path)
+    # four symbols of 64 leave little between the network and tables of pairs, so it gets a wider beam than its own
+    Codec(golden.network, EncodeConfig(A=8, B=10), plan=plan("cpu", "float32", 1)).save(path)
     codec = Codec.load(path, precision="float32", threads=1)
     return Coded(codec, codec.encode(golden.vectors), golden.vectors)
 

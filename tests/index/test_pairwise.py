@@ -46,9 +46,7 @@ def share_won(mse: dict[str, float]) -> float:
 
 def test_errors_fall_from_look_to_look_on_vectors_not_seen(coded: Coded, fitted: Pairwise):
     held = fitted.training["mse"]["held-out"]
-    assert held["pairwise"] < held["additive"] < held["centroid"]
-    # four symbols of 64 leave hardly anything between tables of pairs and the network
-    assert held["network"] < 1.01 * held["pairwise"]
+    assert held["network"] < held["pairwise"] < held["additive"] < held["centroid"]
     assert share_won(held) > 0.3
     assert held == errors(coded.codec, fitted, coded.held)
     symbols, lists = coded.codec.split(coded.held.codes)
