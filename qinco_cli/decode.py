@@ -94,8 +94,8 @@ def open_codes(name: str, codec: Codec, store: str | None, raw: bool) -> Iterato
         codec.check_codes(reader.spec, "the codes from stdin")
         yield code_batches(reader), reader.count
         return
-    path = existing_file(find_codes(name, store))
-    if raw or is_stream(path):
+    path = find_codes(name, store)
+    if not path.is_dir() and (raw or is_stream(existing_file(path))):
         with path.open("rb") as file:
             if raw:
                 yield read_raw(codec, file, str(path)), None
@@ -116,7 +116,9 @@ def find_codes(name: str, store: str | None) -> Path:
     path = Path(name)
     if path.exists() or len(path.parts) > 1 or name.endswith(".h5"):
         return path
-    return Store.locate(store).codes(name)
+    file = Store.locate(store).codes(name)
+    folder = file.with_suffix("")
+    return folder if folder.is_dir() and not file.exists() else file
 
 
 def _report(codec: Codec, name: str, out: str, count: int | None, steps: int | None, as_json: bool) -> None:

@@ -45,6 +45,15 @@ def encode(
     ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Write bare packed symbols, with nothing around them.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted job.")] = False,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            "--shard",
+            metavar="I/N|slurm",
+            help="Encode the I-th of N shards, 0/N to N-1/N, to its parts of the folder codes/NAME; "
+            "slurm: as the job's environment says. [default: under torchrun, its rank]",
+        ),
+    ] = None,
     A: opt.AOption = None,
     B: opt.BOption = None,
     exact: opt.ExactOption = False,
@@ -69,8 +78,13 @@ def encode(
     from qinco_core.jobs import Rows, check_assign, check_dimension, check_raw
 
     _check_options(out, name, raw=raw, resume=resume, ids=ids)
+    place = opt.shard(shard)
+    if place is not None:
+        _check_shard(out, raw=raw, force=force)
     with opt.open_source(xb, format, skip, limit) as source, Console(quiet) as console:
         target = _target(xb, out, name, store, raw)
+        if place is not None and target is not None:
+            target = _shard_folder(target) if out is None else target
         codec = opt.open_codec(model, store, device=device, precision=precision, threads=threads)
         search = opt.search_options(codec, A, B, exact)
         check_dimension(codec, source)
@@ -85,6 +99,9 @@ def encode(
         console.note(f"encoding on {codec.plan}; {beam}")
         started = time.perf_counter()
         how: dict[str, Any] = {"search": search, "assign": assign, "progress": console}
+        if place is not None and target is not None:
+            _encode_shard(codec, rows, target, place, how, json_)
+            return
         fingerprint = _run(codec, rows, target, how, raw=raw, force=force, resume=resume)
         seconds = time.perf_counter() - started
         if target is None:
@@ -104,6 +121,42 @@ def _check_options(out: str | None, name: str | None, *, raw: bool, resume: bool
         raise UsageError("only a codes artifact can be resumed: leave out --raw and -o -, or --resume")
     if raw and ids is not None:
         raise UsageError("--raw has no place for ids: leave out --ids, or write an artifact or a stream")
+
+
+def _check_shard(out: str | None, *, raw: bool, force: bool) -> None:
+    from qinco_core.errors import UsageError
+
+    if raw or out == "-":
+        raise UsageError("a shard is parts of a folder: leave out --raw and -o -, or --shard")
+    if force:
+        raise UsageError("shards share a folder, which none of them may drop: remove it yourself, without --force")
+
+
+def _shard_folder(file: Path) -> Path:
+    """The folder of parts of codes in the store whose file is `file`."""
+    from qinco_core.errors import OutputExistsError
+
+    folder = file.with_suffix("")
+    if file.exists() and not folder.exists():
+        raise OutputExistsError(f"{file} is there already, and stands for the name; give --name another, or remove it")
+    return folder
+
+
+def _encode_shard(
+    codec: Codec, rows: Rows, folder: Path, place: tuple[int, int], how: dict[str, Any], as_json: bool
+) -> None:
+    from qinco_cli.console import print_json
+    from qinco_core.scale.shards import encode_to_folder
+
+    started = time.perf_counter()
+    try:
+        made = encode_to_folder(codec, rows, folder, place, **how)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("interrupted; the same command makes what is missing") from None
+    seconds = time.perf_counter() - started
+    how["progress"].note(f"shard {place[0]} of {place[1]}: made {made} parts of {folder} in {seconds:.1f} s")
+    if as_json:
+        print_json({"output": str(folder), "shard": list(place), "parts": made, "seconds": round(seconds, 3)})
 
 
 def _target(xb: str, out: str | None, name: str | None, store: str | None, raw: bool) -> Path | None:

@@ -70,6 +70,8 @@ def _artifact(path: Path, header: Any) -> dict[str, Any]:
         with open_codes(path) as codes:
             facts |= {"vectors": len(codes), "bytes per vector": codes.spec.bytes_per_vector, "ids": codes.with_ids}
             facts |= codes.spec.fields()
+    elif header.kind == "codes folder":
+        facts |= _folder(path.parent)
     elif header.kind == "pairwise":
         decoders = load_pairwise(path)
         facts |= header.config | {"tables": len(decoders.tables_TRD), "training": decoders.training}
@@ -80,6 +82,20 @@ def _artifact(path: Path, header: Any) -> dict[str, Any]:
     else:
         facts["config"] = header.config
     return facts
+
+
+def _folder(folder: Path) -> dict[str, Any]:
+    from qinco_core.store.folder import part_path, read_manifest
+
+    manifest = read_manifest(folder)
+    there = sum(part_path(folder, number).exists() for number in range(len(manifest.parts)))
+    return {
+        "vectors": manifest.count,
+        "parts": f"{there} of {len(manifest.parts)}, of {manifest.parts.rows} vectors each",
+        "bytes per vector": manifest.spec.bytes_per_vector,
+        "ids": manifest.with_ids,
+        **manifest.spec.fields(),
+    }
 
 
 def _index(path: Path) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from qinco_cli import (
     import_,
     index,
     info,
+    merge,
     options,
     pairwise,
     presets,
@@ -62,7 +63,7 @@ app = typer.Typer(
 
 _MODULES = (
     *(train, centroids, encode, decode, pairwise, index, search, tune, evaluate, info, verify, presets),
-    *(import_, export, groundtruth, fetch, convert),
+    *(import_, export, groundtruth, fetch, convert, merge),
 )
 for module in _MODULES:
     module.register(app)

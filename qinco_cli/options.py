@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import sys
@@ -17,6 +18,13 @@ if TYPE_CHECKING:
     from qinco_core.config import EncodeConfig, Metric
     from qinco_core.datasets import Part
     from qinco_core.vectors import VectorSource
+
+# where Slurm says which task this is, the number of the first and from one to the next, and how many there are: of an
+# array, else of a step
+_SLURM = (
+    ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_STEP", "SLURM_ARRAY_TASK_COUNT"),
+    ("SLURM_PROCID", "", "", "SLURM_NTASKS"),
+)
 
 StoreOption = Annotated[
     str | None,
@@ -42,7 +50,10 @@ DeviceOption = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda", 
 PrecisionOption = Annotated[
     str, typer.Option("--precision", metavar="auto|bfloat16|float32", help="Number format of the products.")
 ]
-ThreadsOption = Annotated[int | None, typer.Option("--threads", metavar="N", help="CPU threads. [default: all cores]")]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option("--threads", metavar="N", help="CPU threads. [default: $QINCO_THREADS, or all cores]"),
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes.")]
 AOption = Annotated[
     int | None,
@@ -102,6 +113,31 @@ def parse_size(text: str) -> int:
     if size < 1:
         raise UsageError(f"{text!r} is no size: write it like 512M or 2G")
     return size
+
+
+def shard(text: str | None) -> tuple[int, int] | None:
+    """Which of how many shards to do: i and n of "i/n", or as the environment of Slurm ("slurm") or torchrun says.
+
+    None where nobody says anything.
+
+    Raises:
+        UsageError: it is none, or there is no such environment.
+    """
+    from qinco_core.errors import UsageError
+
+    if text is None:
+        rank, size = os.environ.get("RANK"), os.environ.get("WORLD_SIZE", "1")
+        return None if rank is None or size == "1" else (int(rank), int(size))
+    if text == "slurm":
+        for i, first, step, n in _SLURM:
+            if i in os.environ and n in os.environ:
+                behind = int(os.environ[i]) - int(os.environ.get(first, "0"))
+                return behind // int(os.environ.get(step, "1")), int(os.environ[n])
+        raise UsageError("--shard slurm: this is no task of Slurm's (no SLURM_ARRAY_TASK_ID and no SLURM_PROCID)")
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or int(match[1]) >= int(match[2]):
+        raise UsageError(f"{text!r} is no shard: write I/N, from 0/N to N-1/N")
+    return int(match[1]), int(match[2])
 
 
 def check_metric(name: str) -> Metric:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from qinco_core.api import Codec
     from qinco_core.index.pairwise import Pairwise
     from qinco_core.index.pairwise_fit import FitConfig
-    from qinco_core.store import CodesFile
+    from qinco_core.store import StoredCodes
     from qinco_core.vectors import VectorFile
 
 
@@ -97,8 +97,8 @@ def pairwise(
 def _fit(
     codec: Codec,
     vectors: VectorFile,
-    codes: CodesFile | None,
-    base: CodesFile | None,
+    codes: StoredCodes | None,
+    base: StoredCodes | None,
     target: Path,
     config: FitConfig,
     console: Any,
@@ -132,8 +132,8 @@ def _print(found: Pairwise, fingerprint: str, target: Path, as_json: bool) -> No
 def _report(
     codec: Codec,
     vectors: VectorFile,
-    codes: CodesFile | None,
-    base: CodesFile | None,
+    codes: StoredCodes | None,
+    base: StoredCodes | None,
     target: Path,
     config: FitConfig,
     as_json: bool,

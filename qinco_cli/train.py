@@ -10,6 +10,7 @@ import typer
 from qinco_cli import options as opt
 
 if TYPE_CHECKING:
+    from qinco_core.distributed import Group
     from qinco_core.vectors import VectorFile
 
 
@@ -93,6 +94,7 @@ def train(
 ) -> None:
     """Train a model on a file of vectors."""
     from qinco_core.datasets import open_named, published_file
+    from qinco_core.distributed import launched
     from qinco_core.errors import UsageError
     from qinco_core.store import Store
 
@@ -114,11 +116,11 @@ def train(
     }
     machine = {"device": device, "precision": precision, "threads": threads}
     target = out or Store.locate(store).model
-    with open_named(xt, "train", format=format, skip=skip, limit=limit) as vectors:
+    with open_named(xt, "train", format=format, skip=skip, limit=limit) as vectors, launched() as group:
         if dry_run:
-            _report(vectors, target, options, machine, json_)
+            _report(vectors, target, options, machine, group, json_)
             return
-        _train(vectors, target, options, machine, resume, force, tensorboard, quiet, json_)
+        _train(vectors, target, options, machine, group, resume, force, tensorboard, quiet, json_)
 
 
 def _train(
@@ -126,6 +128,7 @@ def _train(
     target: Path,
     options: dict[str, Any],
     machine: dict[str, Any],
+    group: Group,
     resume: bool,
     force: bool,
     tensorboard: Path | None,
@@ -141,9 +144,11 @@ def _train(
 
     check_output(target, force=force)
     checkpoint, log = training_files(target)
+    if group.restarted:  # what there was before is not to be lost, nor to be in the way
+        resume, force = checkpoint.exists(), True
     if resume:
         existing_file(checkpoint)
-    with Console(quiet) as console, opt.stop_on_signal() as stop:
+    with Console(quiet or not group.first) as console, opt.stop_on_signal() as stop:
         console.note(f"training on {plan(**machine)}")
         try:
             codec = Codec.train(
@@ -164,6 +169,8 @@ def _train(
                 if checkpoint.exists()
                 else "interrupted before there was anything to keep: start again with the same command"
             ) from None
+        if not group.first:
+            return
         header = codec.save(target, force=force)
         size = f"{codec.bytes_per_vector:g} bytes a vector"
         console.note(f"wrote {target}: validation MSE {codec.training['val_mse']:,.6g}, {size}")
@@ -171,11 +178,15 @@ def _train(
         print_json({"output": str(target), "fingerprint": header.fingerprint, **codec.training})
 
 
-def _report(vectors: VectorFile, target: Path, options: dict[str, Any], machine: dict[str, Any], as_json: bool) -> None:
+def _report(
+    vectors: VectorFile, target: Path, options: dict[str, Any], machine: dict[str, Any], group: Group, as_json: bool
+) -> None:
     from qinco_cli.console import duration, print_json, print_pairs, size
     from qinco_core.training.forecast import forecast
 
     found = forecast(vectors, **options, **machine)
+    if not group.first:
+        return
     if as_json:
         print_json({"input": vectors.name, "output": str(target), **found.as_dict()})
         return

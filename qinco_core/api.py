@@ -80,7 +80,7 @@ class Codec:
             path: the model file.
             device: "auto", "cpu" or "cuda".
             precision: "auto", "bfloat16" or "float32".
-            threads: CPU threads; torch's number by default.
+            threads: CPU threads; $QINCO_THREADS or all cores by default.
 
         Raises:
             InputNotFoundError, ArtifactError: there is no such file, or it is damaged or foreign.

@@ -92,5 +92,12 @@ class DeviceError(UsageError):
     """A device or precision that this machine does not have."""
 
 
+class ProcessGroupError(QincoError, ConnectionError):
+    """Another process of the group that has failed, or cannot be reached."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
 class TrainingError(QincoError, ArithmeticError):
     """A training run that diverged."""

@@ -38,6 +38,7 @@ class HDF5Writer:
         properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
         properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
         properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+        properties.set_obj_track_times(False)  # the same content gives the same file
         folders = h5py.h5p.create(h5py.h5p.LINK_CREATE)
         folders.set_create_intermediate_group(True)
         stored = h5py.h5t.py_create(np.dtype(dtype), logical=True)

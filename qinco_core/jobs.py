@@ -69,6 +69,20 @@ class Rows:
         if self.ids is not None and len(self.ids) and self.ids.min() < 0:
             raise UsageError(f"an id is {self.ids.min()}; ids are 0 or more, for -1 means a missing result")
 
+    @property
+    def stamp(self) -> str:
+        """What identifies the vectors, where they are a file, and their ids."""
+        stamp = self.source.stamp if isinstance(self.source, VectorFile) else self.source.name
+        if self.ids is not None:
+            stamp += f" ids {hashlib.blake2b(np.ascontiguousarray(self.ids).data, digest_size=16).hexdigest()}"
+        return stamp
+
+    def section(self, start: int, stop: int) -> Rows:
+        """Rows start..stop − 1 of a file."""
+        assert isinstance(self.source, VectorFile)
+        ids = None if self.ids is None else self.ids[start:stop]
+        return Rows(self.source.section(start, stop), self.first + start, ids)
+
     def row_ids(self, start: int, stop: int) -> Ids:
         """The ids of rows start..stop − 1: those given, or the rows' numbers in their file."""
         if self.ids is None:
@@ -169,6 +183,8 @@ def encode_to_artifact(
     assign: str = "exact",
     force: bool = False,
     resume: bool = False,
+    created: str | None = None,
+    notes: dict[str, Any] | None = None,
 ) -> str:
     """Encode to a codes artifact; a crash or an interrupt loses at most one chunk, and `resume` goes on.
 
@@ -181,6 +197,8 @@ def encode_to_artifact(
         assign: how the lists of an IVF model are found, "exact" or "hnsw".
         force: overwrite an artifact, or drop an unfinished job.
         resume: continue an unfinished job.
+        created: the time that the artifact carries, if not that of its making.
+        notes: more for the codes' encoder field to say.
 
     Returns:
         The artifact's fingerprint.
@@ -193,19 +211,18 @@ def encode_to_artifact(
     check_dimension(codec, source)
     if resume and not isinstance(source, VectorFile):
         raise UsageError("a stream cannot be resumed: encode a file, or leave --resume out")
-    stamp = source.stamp if isinstance(source, VectorFile) else source.name
-    if rows.ids is not None:
-        stamp += f" ids {hashlib.blake2b(np.ascontiguousarray(rows.ids).data, digest_size=16).hexdigest()}"
+    stamp = rows.stamp
     check_output(path, force=force)
     lists, source = assigner(codec, source, assign, progress)
     writer = create_codes(
         path,
-        spec=codec.spec(source.dtype, search, **lists.notes),
+        spec=codec.spec(source.dtype, search, **lists.notes, **(notes or {})),
         count=source.count,
         with_ids=rows.ids is not None,
         source_stamp=stamp,
         resume=resume,
         force=force,
+        created=created,
     )
     with writer:
         writer.record(**lists.measured)

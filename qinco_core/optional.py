@@ -21,6 +21,15 @@ def import_faiss() -> ModuleType:
     return _load("faiss", "Faiss", 'pip install "qinco[cpu]" (or "qinco[gpu]")')
 
 
+def import_fsspec() -> ModuleType:
+    """The `fsspec` module.
+
+    Raises:
+        DependencyError: it is not installed or does not load.
+    """
+    return _load("fsspec", "fsspec", 'pip install "qinco[remote]", and s3fs or gcsfs where the address wants it')
+
+
 def import_onnx() -> ModuleType:
     """The `onnx` module.
 

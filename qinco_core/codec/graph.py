@@ -11,8 +11,6 @@ from torch import Tensor
 
 # calls that run as they are, so that memory and libraries are ready when the graph is recorded
 WARM_UP = 3
-# recordings that are kept: each keeps the memory it works in
-_KEPT = 2
 
 Inputs = tuple[Tensor | None, ...]
 Recording = tuple[torch.cuda.CUDAGraph, Inputs, Tensor]
@@ -26,9 +24,9 @@ class Graphs:
     turns.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        """Keep graphs of `device`."""
-        self._device = device
+    def __init__(self, device: torch.device, kept: int = 2) -> None:
+        """Keep so many graphs of `device`, each with the memory it works in."""
+        self._device, self._kept = device, kept
         self._calls: Counter[Hashable] = Counter()
         self._recorded: dict[Hashable, Recording] = {}
         self._done: torch.cuda.Event | None = None
@@ -52,7 +50,7 @@ class Graphs:
             self._calls[key] += 1
             if self._calls[key] <= WARM_UP:
                 return work(*inputs)
-            if len(self._recorded) == _KEPT:
+            if len(self._recorded) == self._kept:
                 oldest = next(iter(self._recorded))
                 del self._recorded[oldest], self._calls[oldest]
             recording = _record(work, inputs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import torch
@@ -38,9 +39,10 @@ def plan(device: str = "auto", precision: str = "auto", threads: int | None = No
     changes the error of codes by less than 0.5 % (tests hold it to that).
 
     Args:
-        device: "auto" (a GPU if there is one), "cpu" or "cuda".
+        device: "auto" (a GPU if there is one), "cpu" or "cuda"; of several GPUs a process that torchrun started takes
+            its own.
         precision: "auto", "bfloat16" or "float32".
-        threads: CPU threads; torch's own number by default.
+        threads: CPU threads; by default the environment's QINCO_THREADS, or this process's share of the cores.
 
     Raises:
         DeviceError: there is no such device here, or no such name.
@@ -56,7 +58,25 @@ def plan(device: str = "auto", precision: str = "auto", threads: int | None = No
         raise DeviceError("torch sees no CUDA GPU on this machine; use --device cpu")
     chosen = torch.device("cuda" if gpu and device != "cpu" else "cpu")
     dtype, reason = _precision(precision, chosen)
-    return Plan(chosen, dtype, threads or torch.get_num_threads(), reason)
+    if chosen.type == "cuda" and "LOCAL_RANK" in os.environ:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    return Plan(chosen, dtype, threads or default_threads(), reason)
+
+
+def default_threads() -> int:
+    """CPU threads where nobody says how many: QINCO_THREADS, or this process's share of the cores.
+
+    Raises:
+        DeviceError: QINCO_THREADS is no number of threads.
+    """
+    if asked := os.environ.get("QINCO_THREADS"):
+        if not asked.isdecimal() or int(asked) < 1:
+            raise DeviceError(f"QINCO_THREADS is {asked!r}; make it a number of threads, 1 or more")
+        return int(asked)
+    threads, processes = torch.get_num_threads(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if threads == 1 and processes > 1:  # torchrun's choice for want of a better one
+        return max(1, len(os.sched_getaffinity(0)) // processes)
+    return threads
 
 
 def _precision(precision: str, device: torch.device) -> tuple[torch.dtype, str]:

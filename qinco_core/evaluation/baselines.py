@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from qinco_core.codec.precision import default_threads
 from qinco_core.errors import DependencyError, DimensionError, UsageError
 from qinco_core.evaluation.metrics import ErrorSum
 from qinco_core.optional import import_faiss
@@ -286,7 +287,7 @@ def _threads(faiss: Any, threads: int | None) -> Iterator[None]:
         raise UsageError(f"{threads} threads cannot work; use 1 or more")
     before = faiss.omp_get_max_threads()
     try:
-        faiss.omp_set_num_threads(threads or before)
+        faiss.omp_set_num_threads(threads or default_threads())
         yield
     finally:
         faiss.omp_set_num_threads(before)

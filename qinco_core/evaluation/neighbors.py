@@ -101,7 +101,7 @@ def exact_neighbors(
         metric: "l2" (squared Euclidean distance), "ip" (inner product) or "cosine"; the cosine of a vector of
             length 0 with any other is 0.
         device: "cpu", "cuda", or "auto": a GPU if there is one.
-        threads: CPU threads; torch's own number by default.
+        threads: CPU threads; $QINCO_THREADS or all cores by default.
         memory: bytes to take at most for queries, results and all that is held meanwhile; None: no bound.
 
     Returns:

@@ -27,7 +27,7 @@ from qinco_core.index.found import contains
 from qinco_core.index.lists import Column, Entries
 from qinco_core.index.pairwise import Pairwise
 from qinco_core.store import CodeRows
-from qinco_core.store.codes import CodesFile
+from qinco_core.store.codes import StoredCodes
 from qinco_core.store.index import StoredIndex
 
 Array = NDArray[Any]
@@ -122,7 +122,7 @@ def _lists(rows: CodeRows) -> NDArray[np.int32]:
 class CodesSource:
     """The entries of a file of codes."""
 
-    def __init__(self, codes: CodesFile, estimator: Estimator, ids: Array | None = None, first_id: int = 0) -> None:
+    def __init__(self, codes: StoredCodes, estimator: Estimator, ids: Array | None = None, first_id: int = 0) -> None:
         """Take codes and the ids of their rows: those given, else their own, else numbers from `first_id` on.
 
         Raises:

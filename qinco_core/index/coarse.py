@@ -46,7 +46,7 @@ class Coarse:
 
     Args:
         centroids_KD: float32 [K, D], not normalised.
-        threads: CPU threads; torch's own number by default.
+        threads: CPU threads; $QINCO_THREADS or all cores by default.
         device: of the exact search: "auto" (a GPU if torch sees one), "cpu" or "cuda".
         hnsw_path: a graph that `save_hnsw` wrote for these centroids; read when it is first used.
 

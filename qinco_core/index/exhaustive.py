@@ -18,7 +18,7 @@ from qinco_core.config import Metric, SearchConfig
 from qinco_core.errors import UsageError
 from qinco_core.index.found import Found, Stage, check_queries, chosen_ids, is_chosen
 from qinco_core.index.kernels import Chosen
-from qinco_core.store import CodeRows, CodesFile, Header
+from qinco_core.store import CodeRows, Header, StoredCodes
 from qinco_core.vectors import VectorFile
 
 _ROWS = 1 << 14  # codes decoded at a time
@@ -38,7 +38,7 @@ class Exhaustive:
     nlist = 0
     front: tuple[()] = ()
 
-    def __init__(self, codec: Codec, codes: CodesFile) -> None:
+    def __init__(self, codec: Codec, codes: StoredCodes) -> None:
         """Prepare for searches.
 
         Args:

@@ -14,7 +14,7 @@ from qinco_core.index.coarse import Coarse
 from qinco_core.index.lists import passes
 from qinco_core.index.pairwise import Pairwise
 from qinco_core.index.rewrite import GRAPH_FROM, Writer
-from qinco_core.store import CodesFile
+from qinco_core.store import StoredCodes
 from qinco_core.store.index import smallest_ids
 
 _GRAPH = 1024  # centroids in a graph that is built to see how long it takes
@@ -41,7 +41,7 @@ def bytes_per_entry(codec: Codec, pairwise: str | Path | None, largest_id: int) 
     return sum(int(np.prod(c.shape, dtype=np.int64)) * np.dtype(c.dtype).itemsize for c in columns.values())
 
 
-def building_seconds(codec: Codec, codes: CodesFile, pairwise: str | Path | None, memory: int, width: int) -> float:
+def building_seconds(codec: Codec, codes: StoredCodes, pairwise: str | Path | None, memory: int, width: int) -> float:
     """What building takes, from short measurements: passes over the codes, norms, and the graph of the centroids.
 
     Args:

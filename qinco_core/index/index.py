@@ -139,7 +139,7 @@ class Index:
             pairwise: likewise the pairwise decoder.
             device: where the network decodes: "auto", "cpu" or "cuda".
             precision: as in `Codec.load`.
-            threads: CPU threads; torch's number by default.
+            threads: CPU threads; $QINCO_THREADS or all cores by default.
 
         Raises:
             InputNotFoundError: there is no index, or a file it needs is gone.

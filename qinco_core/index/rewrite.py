@@ -24,6 +24,7 @@ from qinco_core.index.pairwise import Pairwise
 from qinco_core.index.probe import group_centroids
 from qinco_core.progress import Progress
 from qinco_core.store import Header, Parent, Store, read_header
+from qinco_core.store.folder import codes_header
 from qinco_core.store.index import StoredIndex, file_entry, remove_unnamed, save_manifest, smallest_ids
 
 # an HNSW graph over fewer centroids than this is of no use
@@ -198,7 +199,7 @@ def unchanged(stored: StoredIndex, parent: Parent, path: Path | None) -> None:
     """
     if path is None or not path.exists():
         return
-    found = read_header(path)
+    found = codes_header(path)
     if found.fingerprint != parent.fingerprint or found.kind != parent.kind:
         raise LineageError(
             f"{path} was replaced since {stored.folder} was made: it is the {found.kind} {found.fingerprint} now, not "

@@ -19,7 +19,7 @@ from qinco_core.index.additive import sum_by_row
 from qinco_core.index.pairwise import Pairwise
 from qinco_core.index.pairwise_fit import FitConfig, Part, check_fit, fit_pairwise
 from qinco_core.progress import Progress
-from qinco_core.store.codes import CodesFile
+from qinco_core.store.codes import StoredCodes
 from qinco_core.vectors import VectorFile
 
 Array = NDArray[Any]
@@ -33,10 +33,10 @@ _SEEN = 10_000
 def fit_to_vectors(
     codec: Codec,
     vectors: VectorFile,
-    codes: CodesFile | None,
+    codes: StoredCodes | None,
     config: FitConfig,
     progress: Progress,
-    base: CodesFile | None = None,
+    base: StoredCodes | None = None,
 ) -> Pairwise:
     """Fit look-up decoders to training vectors; with `config.tables` 0 the additive one alone.
 
@@ -62,7 +62,7 @@ def fit_to_vectors(
 
 
 def training_codes(
-    codec: Codec, vectors: VectorFile, codes: CodesFile | None, most: int, progress: Progress
+    codec: Codec, vectors: VectorFile, codes: StoredCodes | None, most: int, progress: Progress
 ) -> tuple[Array, Part, Part]:
     """The codes to fit decoders to, of at most so many vectors, evenly out of the file.
 
@@ -103,7 +103,7 @@ def training_codes(
     )
 
 
-def check_training_codes(codec: Codec, vectors: VectorFile, codes: CodesFile) -> None:
+def check_training_codes(codec: Codec, vectors: VectorFile, codes: StoredCodes) -> None:
     """Check that codes are of this model and, as far as their number tells, of these vectors.
 
     Raises:
@@ -117,7 +117,7 @@ def check_training_codes(codec: Codec, vectors: VectorFile, codes: CodesFile) ->
         )
 
 
-def base_codes(codec: Codec, base: CodesFile, config: FitConfig) -> Array:
+def base_codes(codec: Codec, base: StoredCodes, config: FitConfig) -> Array:
     """Codes that are going to be searched, as many as are of use, evenly out of their file.
 
     Raises:
@@ -133,7 +133,7 @@ def even(n: int, most: int) -> NDArray[np.int64]:
 
 
 def _codes(
-    codec: Codec, vectors: VectorFile, codes: CodesFile | None, rows: NDArray[np.int64], progress: Progress
+    codec: Codec, vectors: VectorFile, codes: StoredCodes | None, rows: NDArray[np.int64], progress: Progress
 ) -> Array:
     """The codes of some rows, which are in ascending order."""
     size = _ENCODE_ROWS[codec.plan.device.type] if codes is None else _READ_ROWS
@@ -147,7 +147,7 @@ def _codes(
     return np.concatenate(parts)
 
 
-def _read(codec: Codec, codes: CodesFile, rows: NDArray[np.int64]) -> Array:
+def _read(codec: Codec, codes: StoredCodes, rows: NDArray[np.int64]) -> Array:
     """Codes of ascending rows, a few chunks in memory at a time."""
     found = [codec.unpack_rows(codes.rows(0, 0))]
     if not len(rows):

@@ -23,7 +23,7 @@ from qinco_core.errors import ForeignFileError, LineageError, UsageError
 from qinco_core.files import atomic_output, check_output, existing_file, folder_for, storage_errors
 from qinco_core.interop.zips import check_zip
 from qinco_core.progress import Progress
-from qinco_core.store import CodeRows, CodesFile, CodesSpec, Header, create_codes, partial_path
+from qinco_core.store import CodeRows, CodesSpec, Header, StoredCodes, create_codes, partial_path
 from qinco_core.vectors import VectorFile, open_vectors
 from qinco_core.vectors.npz import DAMAGE
 
@@ -126,7 +126,7 @@ def import_codes(
 
 
 def export_codes(
-    codes: CodesFile, out: str | Path, *, part_rows: int, progress: Progress, force: bool
+    codes: StoredCodes, out: str | Path, *, part_rows: int, progress: Progress, force: bool
 ) -> tuple[Path, ...]:
     """Write a codes artifact as published codes, all files or none.
 

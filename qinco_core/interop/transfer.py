@@ -23,9 +23,9 @@ from qinco_core.store import (
     load_model,
     load_pairwise,
     open_codes,
-    read_header,
     save_centroids,
 )
+from qinco_core.store.folder import codes_header
 from qinco_core.vectors import write_vectors
 
 PART_ROWS = 1_000_000
@@ -124,7 +124,7 @@ def export_file(
         DependencyError: ONNX needs a package that is not installed.
         OutputExistsError, StorageError: an output exists, or the disk is full or read-only.
     """
-    kind, target = read_header(artifact).kind, Path(out)
+    kind, target = codes_header(Path(artifact)).kind, Path(out)
     if kind != "model" and onnx:
         raise UsageError(f"ONNX is the decoder of a model, but {artifact} is of the kind {kind}")
     if kind == "model":

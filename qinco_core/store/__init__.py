@@ -3,7 +3,8 @@
 from qinco_core.store.artifact import FORMAT_VERSION, Header, Parent, read_header
 from qinco_core.store.centroids import StoredCentroids, load_centroids, save_centroids
 from qinco_core.store.checkpoint import load_checkpoint, save_checkpoint
-from qinco_core.store.codes import CodesFile, CodesWriter, create_codes, open_codes, partial_path
+from qinco_core.store.codes import CodesFile, CodesWriter, StoredCodes, create_codes, partial_path
+from qinco_core.store.folder import CodesFolder, open_codes
 from qinco_core.store.model import StoredModel, load_model, save_model
 from qinco_core.store.pairwise import StoredPairwise, load_pairwise, save_pairwise
 from qinco_core.store.paths import Store, training_files
@@ -17,6 +18,7 @@ __all__ = [
     "Check",
     "CodeRows",
     "CodesFile",
+    "CodesFolder",
     "CodesSpec",
     "CodesWriter",
     "Header",
@@ -24,6 +26,7 @@ __all__ = [
     "Report",
     "Store",
     "StoredCentroids",
+    "StoredCodes",
     "StoredModel",
     "StoredPairwise",
     "StoredResults",

@@ -223,9 +223,16 @@ class ArtifactWriter(HDF5Writer):
         """Set a string attribute; fixed length keeps it inside the checksummed object header."""
         owner.attrs.create(name, value, dtype=h5py.string_dtype("utf-8", len(value.encode())))
 
-    def finish(self, kind: str, fingerprint: str, config: dict[str, Any], parents: tuple[Parent, ...]) -> None:
-        """Write the header; without it the artifact is not put in place."""
-        created = datetime.now(UTC).isoformat(timespec="seconds")
+    def finish(
+        self,
+        kind: str,
+        fingerprint: str,
+        config: dict[str, Any],
+        parents: tuple[Parent, ...],
+        created: str | None = None,
+    ) -> None:
+        """Write the header; without it the artifact is not put in place. `created` is now, unless it is given."""
+        created = created or datetime.now(UTC).isoformat(timespec="seconds")
         header = Header(kind, FORMAT_VERSION, fingerprint, created, writer_version(), config, parents)
         for name in ("kind", "fingerprint", "created", "writer"):
             self.attribute(self.layout, name, getattr(header, name))

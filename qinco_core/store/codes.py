@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import h5py
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from qinco_core.errors import ArtifactError, UsageError
 from qinco_core.files import check_output
@@ -45,13 +45,16 @@ class CodesWriter:
     which the caller leaves out; `header` is set at the end.
     """
 
-    def __init__(self, path: Path, spec: CodesSpec, journal: Journal, *, force: bool) -> None:
+    def __init__(
+        self, path: Path, spec: CodesSpec, journal: Journal, *, force: bool, created: str | None = None
+    ) -> None:
         job = journal.job
         self.path = path
         self.spec = spec
         self.header: Header | None = None
         self._journal = journal
         self._force = force
+        self._created = created
         self._hash = ContentHash(with_ids=job.with_ids, with_lists=spec.ivf_K > 0)
         self._chunk = CodeRows(
             np.empty((job.chunk_rows, spec.code_bytes), np.uint8),
@@ -117,7 +120,7 @@ class CodesWriter:
             self._write(out)
             config = self.spec.fields() | {"chunk_rows": job.chunk_rows}
             parents = (Parent("model", self.spec.model),)
-            out.finish(KIND, self._hash.fingerprint(self.spec), config, parents)
+            out.finish(KIND, self._hash.fingerprint(self.spec), config, parents, self._created)
         self.header = out.header
         self._journal.path.unlink(missing_ok=True)
         return out.header
@@ -171,12 +174,14 @@ def create_codes(
     resume: bool = False,
     force: bool = False,
     chunk_rows: int = CHUNK_ROWS,
+    created: str | None = None,
 ) -> CodesWriter:
     """Begin or continue a file of codes.
 
-    `count` is the number of vectors where it is known; `source_stamp` any text that changes when the
-    source does. Until the end everything is in `partial_path(path)`. `resume` continues that; with
-    `force` also one that cannot be continued is no obstacle, and `path` may be replaced.
+    `count` is the number of vectors where it is known; `source_stamp` any text that changes when the source does;
+    `created` the time that the file carries, if not that of its making. Until the end everything is in
+    `partial_path(path)`. `resume` continues that; with `force` also one that cannot be continued is no obstacle, and
+    `path` may be replaced.
 
     Raises:
         OutputExistsError: `path` exists and `force` is false; or an unfinished job is there and
@@ -192,61 +197,39 @@ def create_codes(
     job = Job(spec.fields(), count, with_ids, source_stamp, chunk_rows)
     journal = open_journal(partial_path(path), job, resume=resume, force=force)
     try:
-        return CodesWriter(path, spec, journal, force=force)
+        return CodesWriter(path, spec, journal, force=force, created=created)
     except BaseException:
         journal.close()
         raise
 
 
-class CodesFile:
-    """An open file of codes; every chunk is checked against its digest as it is read."""
+class StoredCodes:
+    """Codes that can be read in any order, chunk by chunk: those of a file (`CodesFile`) or of a folder of parts."""
 
-    def __init__(self, path: Path, file: h5py.File, header: Header) -> None:
+    def __init__(self, path: Path, header: Header, spec: CodesSpec, chunk_rows: int, count: int) -> None:
         self.path = path
         self.header = header
-        self.spec = CodesSpec.from_fields(header.config)
-        self.chunk_rows = int(header.config["chunk_rows"])
-        self._codes = file["codes"]
-        self._ids = file.get("ids")
-        self._lists = file["lists"] if self.spec.ivf_K else None
-        self._digests = file["digests"]
-        self._check_layout()
-
-    def _check_layout(self) -> None:
-        count, width = self._codes.shape[0], self.spec.code_bytes
-        chunks = -(-count // self.chunk_rows) if self.chunk_rows > 0 else -1
-        wanted: list[tuple[Any, tuple[int, ...], str]] = [
-            (self._codes, (count, width), "u1"),
-            (self._digests, (chunks, DIGEST_BYTES), "u1"),
-        ]
-        if self._ids is not None:
-            wanted.append((self._ids, (count,), "<i8"))
-        if self._lists is not None:
-            wanted.append((self._lists, (list_bytes(count, self.spec.ivf_K),), "u1"))
-            if self.chunk_rows % 8:
-                raise ArtifactError(f"{self.path} is corrupted: chunks of {self.chunk_rows} rows; make it again")
-        for data, shape, dtype in wanted:
-            if data.shape != shape or data.dtype != np.dtype(dtype) or data.nbytes > self.path.stat().st_size:
-                found = f"{data.name} is {data.dtype} {data.shape}, not {dtype} {shape}"
-                raise ArtifactError(f"{self.path} is corrupted: {found}; make it again")
+        self.spec = spec
+        self.chunk_rows = chunk_rows
+        self._count = count
 
     def __len__(self) -> int:
-        return int(self._codes.shape[0])
-
-    @property
-    def with_ids(self) -> bool:
-        """Whether the codes carry ids."""
-        return self._ids is not None
+        return self._count
 
     @property
     def chunks(self) -> int:
         """Number of chunks."""
-        return int(self._digests.shape[0])
+        return -(-len(self) // self.chunk_rows)
+
+    @property
+    def with_ids(self) -> bool:
+        """Whether the codes carry ids."""
+        raise NotImplementedError
 
     @property
     def with_lists(self) -> bool:
         """Whether the codes carry list numbers, as those of an IVF model do."""
-        return self._lists is not None
+        return self.spec.ivf_K > 0
 
     def chunk(self, number: int) -> CodeRows:
         """One chunk, checked.
@@ -254,20 +237,7 @@ class CodesFile:
         Raises:
             ArtifactError: the chunk is corrupted.
         """
-        begin, end = number * self.chunk_rows, min((number + 1) * self.chunk_rows, len(self))
-        with damage_is_error(self.path):
-            parts = [self._codes[begin:end]]
-            if self._ids is not None:
-                parts.append(self._ids[begin:end])
-            if self._lists is not None:
-                first = begin * list_bits(self.spec.ivf_K) // 8
-                parts.append(self._lists[first : first + list_bytes(end - begin, self.spec.ivf_K)])
-            if chunk_digest(parts) != self._digests[number].tobytes():
-                raise ArtifactError(
-                    f"{self.path} is corrupted in rows {begin} to {end - 1}; copy it again, or encode again"
-                )
-            lists = unpack_lists(parts[-1], end - begin, self.spec.ivf_K) if self.with_lists else None
-        return CodeRows(parts[0], parts[1] if self.with_ids else None, lists)
+        raise NotImplementedError
 
     def rows(self, start: int, stop: int) -> CodeRows:
         """Rows start to stop (exclusive): packed codes, ids and list numbers.
@@ -318,18 +288,66 @@ class CodesFile:
             for at in range(0, len(rows.codes), size):
                 yield rows.cut(at, at + size)
 
-    def mapped(self) -> NDArray[np.uint8]:
-        """All packed codes [N, code_bytes] as a read-only memory map, unchecked (`verify` checks)."""
-        if not len(self):
-            return np.empty((0, self.spec.code_bytes), np.uint8)
-        offset = self._codes.id.get_offset()
-        if offset is None:
-            raise ArtifactError(f"{self.path} has codes that are not contiguous; encode again with qinco")
-        return np.memmap(self.path, np.uint8, "r", offset, self._codes.shape)
+
+class CodesFile(StoredCodes):
+    """An open file of codes; every chunk is checked against its digest as it is read."""
+
+    def __init__(self, path: Path, file: h5py.File, header: Header) -> None:
+        self._codes = file["codes"]
+        self._ids = file.get("ids")
+        self._digests = file["digests"]
+        spec, chunk_rows = CodesSpec.from_fields(header.config), int(header.config["chunk_rows"])
+        super().__init__(path, header, spec, chunk_rows, int(self._codes.shape[0]))
+        self._lists = file["lists"] if spec.ivf_K else None
+        self._check_layout()
+
+    def _check_layout(self) -> None:
+        count, width = self._codes.shape[0], self.spec.code_bytes
+        chunks = -(-count // self.chunk_rows) if self.chunk_rows > 0 else -1
+        wanted: list[tuple[Any, tuple[int, ...], str]] = [
+            (self._codes, (count, width), "u1"),
+            (self._digests, (chunks, DIGEST_BYTES), "u1"),
+        ]
+        if self._ids is not None:
+            wanted.append((self._ids, (count,), "<i8"))
+        if self._lists is not None:
+            wanted.append((self._lists, (list_bytes(count, self.spec.ivf_K),), "u1"))
+            if self.chunk_rows % 8:
+                raise ArtifactError(f"{self.path} is corrupted: chunks of {self.chunk_rows} rows; make it again")
+        for data, shape, dtype in wanted:
+            if data.shape != shape or data.dtype != np.dtype(dtype) or data.nbytes > self.path.stat().st_size:
+                found = f"{data.name} is {data.dtype} {data.shape}, not {dtype} {shape}"
+                raise ArtifactError(f"{self.path} is corrupted: {found}; make it again")
+
+    @property
+    def with_ids(self) -> bool:
+        """Whether the codes carry ids."""
+        return self._ids is not None
+
+    def chunk(self, number: int) -> CodeRows:
+        """One chunk, checked.
+
+        Raises:
+            ArtifactError: the chunk is corrupted.
+        """
+        begin, end = number * self.chunk_rows, min((number + 1) * self.chunk_rows, len(self))
+        with damage_is_error(self.path):
+            parts = [self._codes[begin:end]]
+            if self._ids is not None:
+                parts.append(self._ids[begin:end])
+            if self._lists is not None:
+                first = begin * list_bits(self.spec.ivf_K) // 8
+                parts.append(self._lists[first : first + list_bytes(end - begin, self.spec.ivf_K)])
+            if chunk_digest(parts) != self._digests[number].tobytes():
+                raise ArtifactError(
+                    f"{self.path} is corrupted in rows {begin} to {end - 1}; copy it again, or encode again"
+                )
+            lists = unpack_lists(parts[-1], end - begin, self.spec.ivf_K) if self.with_lists else None
+        return CodeRows(parts[0], parts[1] if self.with_ids else None, lists)
 
 
 @contextlib.contextmanager
-def open_codes(path: str | Path) -> Iterator[CodesFile]:
+def open_codes_file(path: str | Path) -> Iterator[CodesFile]:
     """Open a file of codes.
 
     Raises:

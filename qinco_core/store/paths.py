@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,8 +49,11 @@ class Store:
 
     @property
     def code_files(self) -> list[Path]:
-        """Paths of all finished codes in the directory, by name."""
-        return sorted(path for path in (self.root / "codes").glob("*.h5") if not path.name.startswith("."))
+        """Paths of all codes in the directory, by name: files, and folders of parts of which there is no file yet."""
+        folder = self.root / "codes"
+        files = list(_shown(folder, "*.h5"))
+        folders = [path.parent for path in _shown(folder, "*/manifest.h5")]
+        return sorted([*files, *(path for path in folders if path.with_name(f"{path.name}.h5") not in files)])
 
     @property
     def index(self) -> Path:
@@ -63,6 +67,10 @@ class Store:
             UsageError: as of `codes`.
         """
         return self.root / "results" / _file_name(name, "results")
+
+
+def _shown(folder: Path, pattern: str) -> Iterator[Path]:
+    return (path for path in folder.glob(pattern) if not path.name.startswith("."))
 
 
 def _file_name(name: str, what: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from qinco_core.errors import ArtifactError, QincoError
 from qinco_core.files import existing_file
-from qinco_core.store import centroids, checkpoint, codes, index, model, pairwise, results
+from qinco_core.store import centroids, checkpoint, codes, folder, index, model, pairwise, results
 from qinco_core.store.artifact import Header, read_header
 from qinco_core.store.spec import ContentHash
 from qinco_core.store.stream import StreamReader, is_stream
@@ -52,7 +52,9 @@ class Report:
 
 
 def verify(path: str | Path) -> Report:
-    """Check an artifact of any kind, an index by its folder, or a saved stream of codes: digests, fingerprint, sizes.
+    """Check digests, fingerprint and sizes of an artifact of any kind, or of a saved stream of codes.
+
+    An index and codes in parts are named by their folder.
 
     What is wrong with the file is in the report; only a missing file raises.
 
@@ -76,6 +78,7 @@ def _artifact(report: Report) -> None:
         kinds: dict[str, Callable[[Report], None]] = {
             model.KIND: _model,
             codes.KIND: _codes,
+            folder.KIND: _folder,
             checkpoint.KIND: _checkpoint,
             centroids.KIND: _centroids,
             results.KIND: _results,
@@ -136,7 +139,7 @@ def _centroids(report: Report) -> None:
 
 
 def _codes(report: Report) -> None:
-    with report.step("layout"), codes.open_codes(report.path) as file:
+    with report.step("layout"), codes.open_codes_file(report.path) as file:
         report.add("layout", True, f"{len(file)} codes of {file.spec.code_bytes} bytes, {file.chunks} chunks")
         content = ContentHash(with_ids=file.with_ids, with_lists=file.with_lists)
         for number in range(file.chunks):
@@ -149,6 +152,18 @@ def _codes(report: Report) -> None:
         report.add("fingerprint", found == said, said if found == said else f"{said} said, {found} found")
         lineage = [parent.fingerprint for parent in file.header.parents if parent.kind == model.KIND]
         report.add("lineage", lineage == [file.spec.model], f"made by the model {file.spec.model}")
+
+
+def _folder(report: Report) -> None:
+    with report.step("manifest"):
+        place = report.path.parent
+        manifest = folder.read_manifest(place)
+        report.add("manifest", True, f"{manifest.count} codes of {manifest.spec.code_bytes} bytes")
+        for number in range(len(manifest.parts)):
+            with report.step(folder.part_path(place, number).name):
+                folder.check_part(place, manifest, number)
+        if report.ok:
+            report.add("parts", True, f"{len(manifest.parts)} parts, digests and fingerprints right")
 
 
 def _stream(report: Report) -> None:

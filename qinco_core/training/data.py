@@ -16,6 +16,7 @@ from qinco_core.codec.engine import Engine
 from qinco_core.codec.network import Network
 from qinco_core.codec.precision import Plan
 from qinco_core.config import ModelConfig, TrainConfig, validation_size
+from qinco_core.distributed import current
 from qinco_core.errors import UsageError
 from qinco_core.progress import Progress
 from qinco_core.training.neighbors import Neighbors
@@ -23,6 +24,8 @@ from qinco_core.vectors import VectorFile
 from qinco_core.vectors.base import Array
 
 _BLOCK = 1 << 16
+# rows of a file that is not kept in memory that are drawn together: a disk, or a server, gives them at once
+_DRAWN = 256
 # vectors assigned to lists between two questions whether to stop
 _ASSIGNED = 1 << 13
 # what the initialisation may hold in memory, and how large a training set is kept there
@@ -32,7 +35,7 @@ _FEW = 1 << 20
 
 
 class TrainingData:
-    """A file of vectors, its last `val` rows set apart.
+    """A file of vectors, its last `val` rows set apart; several processes draw a share each of every batch.
 
     Attributes:
         lists, val_lists: for an IVF model, the list number of each vector, int32, once `assign` has found them.
@@ -48,12 +51,17 @@ class TrainingData:
                 f"training needs at least K = {model.K} others: give more vectors, or a smaller --val or --K"
             )
         self.stamp = vectors.stamp
+        self._group = current()
         self.train = vectors.section(0, N)
         self.val = vectors.section(N, len(vectors))
         self.batch = min(config.encode_batch, N)
+        if self.batch < self._group.size:
+            raise UsageError(f"batches of {self.batch} vectors for {self._group.size} processes: start fewer of them")
         self._seed = config.seed
         self._epoch = -1
         self._small = N * self.train.dim * self.train.dtype.itemsize <= _KEPT_BYTES
+        self._drawn = 1 if self._small else min(_DRAWN, self.batch)
+        self.batch -= self.batch % self._drawn
         self.few = self._small and N <= _FEW
         self._order = torch.empty(0, dtype=torch.int64)
         self.lists: Tensor | None = None
@@ -70,41 +78,52 @@ class TrainingData:
         `stop` is asked now and then; true raises KeyboardInterrupt.
         """
         progress.begin("assigning vectors to lists", len(self.train) + len(self.val), "vectors")
+        rank, size = self._group.rank, self._group.size
 
         def assigned(vectors: VectorFile) -> Tensor:
-            found = []
-            for v in vectors.batches(_ASSIGNED):
+            lists = torch.zeros(len(vectors), dtype=torch.int32)
+            for rows in torch.arange(len(vectors)).split(_ASSIGNED * size):
                 if stop():
                     raise KeyboardInterrupt
-                found.append(engine.assign(torch.from_numpy(v)).int())
-                progress.advance(len(v))
-            return torch.cat(found)
+                if len(own := rows[rank * _ASSIGNED :][:_ASSIGNED]):
+                    v = vectors.read(int(own[0]), int(own[-1]) + 1)
+                    lists[own] = engine.assign(torch.from_numpy(v)).int()
+                progress.advance(len(rows))
+            self._group.add(lists)
+            return lists
 
         self.lists, self.val_lists = assigned(self.train), assigned(self.val)
         progress.end()
 
     def draw(self, number: int, augment: float = 0.0) -> tuple[Tensor, Tensor | None]:
-        """Batch `number` of the run: every epoch in an order of its own, the remainder left out.
+        """This process's share of batch `number`: every epoch in an order of its own, the remainder left out.
 
         Args:
             number: 0 for the first.
             augment: share of the difference of two of its neighbours that is added to each vector, once they are found.
 
         Returns:
-            Vectors [batch, D], and their list numbers int64 [batch] where there are any.
+            Vectors [n, D], all of the batch for a single process, and their list numbers int64 [n] where there are any.
         """
         per_epoch = len(self) // self.batch
         epoch, position = divmod(number, per_epoch)
         if epoch != self._epoch:
             order = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
-            self._order = torch.randperm(len(self), generator=order)
+            self._order = torch.randperm(len(self) // self._drawn, generator=order)
             self._epoch = epoch
-        rows = self._order[position * self.batch : (position + 1) * self.batch]
+        rows = self._group.share(self._rows(position))
         v, lists = self._take(rows)
         if augment and self._neighbors is not None:
             random = torch.Generator().manual_seed(self._seed * 1_000_003 + number)
-            v = v + augment * self._neighbors.differences(rows, random)
+            drawn = self._group.share(self._neighbors.draw(self.batch, random))
+            v = v + augment * self._neighbors.differences(rows, drawn)
         return v, lists
+
+    def _rows(self, position: int) -> Tensor:
+        """The rows of a batch of the epoch, int64 [batch]: first those that begin what is drawn together, and so on."""
+        count = self.batch // self._drawn
+        first = self._order[position * count : (position + 1) * count] * self._drawn
+        return (first + torch.arange(self._drawn)[:, None]).flatten()
 
     def find_neighbors(self, plan: Plan) -> None:
         """Find the neighbours of the training vectors, which are few; only the first call does anything."""
@@ -129,10 +148,14 @@ class TrainingData:
             pass
 
     def sample(self, network: Network, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        """Normalised training vectors for the initialisation, all of them or as many as fit in 2 GiB; their lists."""
+        """Normalised training vectors for the initialisation, all of them or as many as fit in 2 GiB; their lists.
+
+        Each process gets its share of them.
+        """
         N, D = len(self), self.train.dim
         fits = max(network.config.K, _SAMPLE_BYTES // (4 * D))
-        rows = np.arange(N) if fits >= N else np.sort(torch.randperm(N, generator=generator)[:fits].numpy())
+        every = torch.arange(N) if fits >= N else torch.randperm(N, generator=generator)[:fits].sort().values
+        rows = self._group.share(every).numpy()
         x = torch.empty(len(rows), D, device=network.mean.device)
         for start in range(0, len(rows), _BLOCK):
             block = torch.from_numpy(self.train.take(rows[start : start + _BLOCK])).to(network.mean.device)
@@ -153,15 +176,22 @@ def check_training(vectors: VectorFile, model: ModelConfig, config: TrainConfig)
 
 
 def normalisation(vectors: VectorFile, rules: str) -> tuple[Tensor, Tensor]:
-    """The mean [D] and the scalar std that inputs are normalised by, in one pass (method §2, §5)."""
+    """The mean [D] and the scalar std that inputs are normalised by, in one pass (method §2, §5).
+
+    Each process of several reads its share of the blocks.
+    """
     N, D = vectors.shape
+    group = current()
     total, squares = np.zeros(D), 0.0
     low, high = np.inf, -np.inf
-    for block in vectors.batches(_BLOCK):
+    for start in range(group.rank * _BLOCK, N, group.size * _BLOCK):
+        block = vectors.read(start, min(start + _BLOCK, N))
         v = block.astype(np.float64)
         total += v.sum(0)
         squares += float(np.square(v).sum())
         low, high = min(low, float(block.min())), max(high, float(block.max()))
+    group.add(torch.from_numpy(total))
+    squares, low, high = sum(group.each(squares)), min(group.each(low)), max(group.each(high))
     if high == low:
         raise UsageError(f"all entries of {vectors.name} are {low:g}: there is nothing to learn")
     if rules == "qinco1":

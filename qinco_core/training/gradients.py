@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from qinco_core.codec.network import Network, Step
 from qinco_core.codec.precision import Plan
@@ -23,6 +23,9 @@ class Gradients:
 
     Each thread takes a share of the rows and adds to sums of its own, which are added in order: the result depends on
     the number of threads but not on their timing.
+
+    Attributes:
+        all: every gradient, one after the other in one piece of memory.
     """
 
     def __init__(self, network: Network, plan: Plan) -> None:
@@ -36,12 +39,13 @@ class Gradients:
         self._steps = [step for step in network.steps if isinstance(step, Step)]
         shares = plan.threads if plan.device.type == "cpu" else 1
         self._sums = [_Sums(network, plan.device) for _ in range(shares)]
+        self.all = self._sums[0].memory
         for parameter, total in zip(network.parameters(), self._sums[0].network.parameters(), strict=True):
             parameter.grad = total
 
     def zero(self) -> None:
         """Forget what was added."""
-        _zero(self._sums[0].network.parameters())
+        self.all.zero_()
 
     @torch.no_grad()
     def add(self, batch: tuple[Tensor, Tensor, Tensor | None], scale: float) -> Tensor:
@@ -84,6 +88,7 @@ class _Sums:
 
     Attributes:
         network: zeros of the network's shapes, but for centroids, that gradients are added to.
+        memory: what its parameters lie in, one after the other.
         steps: its steps.
         tables: the same for the steps' tables.
     """
@@ -92,6 +97,7 @@ class _Sums:
         config = network.config
         like = config.model_copy(update={"ivf_K": min(1, config.ivf_K)})
         self.network = Network(like).requires_grad_(False).to(device)
+        self.memory = _in_one(list(self.network.parameters()))
         self.tables = [torch.zeros(config.K, config.E, device=device) for _ in network.steps]
         self.steps = [step for step in self.network.steps if isinstance(step, Step)]
         self._weights = [StepWeights.of(step, table) for step, table in zip(self.steps, self.tables, strict=True)]
@@ -116,6 +122,15 @@ class _Sums:
             start = book, self.network.codebook0
             losses.append(self._chains[len(x)].gradient(weights, self._weights, start, (x, codes), scale))
         return torch.stack(losses).sum(0)
+
+
+def _in_one(parameters: list[nn.Parameter]) -> Tensor:
+    """Move parameters into one piece of memory, of zeros; returns it."""
+    sizes = [parameter.numel() for parameter in parameters]
+    memory = torch.zeros(sum(sizes), device=parameters[0].device)
+    for parameter, part in zip(parameters, memory.split(sizes), strict=True):
+        parameter.data = part.view(parameter.shape)
+    return memory
 
 
 def _zero(tensors: Iterable[Tensor]) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from qinco_core.codec.network import Network, Step
 from qinco_core.codec.precision import Plan
 from qinco_core.codec.workers import run_parallel
+from qinco_core.distributed import current
 from qinco_core.progress import Progress
 
 # distances computed at once, for one core's cache or a GPU's memory
@@ -37,7 +38,7 @@ def initialise(
     Args:
         network: its normalisation (and centroids, with an IVF) are set already.
         x_ND: normalised training vectors, float32, where the network is, overwritten with what plain residual
-            quantization leaves of them.
+            quantization leaves of them. Of several processes each has its share (`Group.share`).
         lists_N: their list numbers, int64, with an IVF.
         noise: of the codebooks, as a share of their standard deviation.
         iterations: of each k-means.
@@ -101,17 +102,22 @@ def kmeans(
     stop: Callable[[], bool],
 ) -> Tensor:
     """Lloyd's k-means from random vectors; an empty cluster is re-seeded with a random vector. [K, D]."""
-    centroids = x_ND[torch.randperm(len(x_ND), generator=generator)[:K].to(x_ND.device)].clone()
+    group = current()
+    N = int(sum(group.each(len(x_ND))))
+    centroids = group.rows(x_ND, torch.randperm(N, generator=generator)[:K].to(x_ND.device))
     for _ in range(iterations):
         if stop():
             raise KeyboardInterrupt
         k_N = nearest(x_ND, centroids, plan)
         counts = torch.bincount(k_N, minlength=K)
-        centroids.zero_().index_add_(0, k_N, x_ND).div_(counts.clamp(min=1)[:, None])
+        centroids.zero_().index_add_(0, k_N, x_ND)
+        group.add(centroids)
+        group.add(counts)
+        centroids.div_(counts.clamp(min=1)[:, None])
         empty = counts == 0
         if empty.any():
-            others = torch.randint(len(x_ND), (int(empty.sum()),), generator=generator)
-            centroids[empty] = x_ND[others.to(x_ND.device)]
+            others = torch.randint(N, (int(empty.sum()),), generator=generator)
+            centroids[empty] = group.rows(x_ND, others.to(x_ND.device))
         progress.advance(1)
     return centroids
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from qinco_core.codec.precision import Plan, plan
 from qinco_core.codec.product import AnyNetwork
 from qinco_core.config import EncodeConfig
+from qinco_core.distributed import current
 from qinco_core.errors import OutputExistsError
 from qinco_core.progress import Progress
 from qinco_core.store import Parent
@@ -69,6 +70,7 @@ def train_model(
         raise OutputExistsError(
             f"{checkpoint} is left of an interrupted run; go on with it by --resume, or start over with --force"
         )
+    current().wait()  # until all have looked: the first process is about to write
     lines = Path(log) if log else checkpoint.with_name("training.jsonl")
     with TrainingLog(lines, Path(tensorboard) if tensorboard else None, append=resume) as writer:
         sizes = (vectors, model, search, config)

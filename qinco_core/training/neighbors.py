@@ -37,9 +37,14 @@ class Neighbors:
         for members in cells.argsort(stable=True).split(sizes[sizes > 0].tolist()):
             self._near[members] = members[self._nearest(members, plan)].int()
 
-    def differences(self, rows: Tensor, generator: torch.Generator) -> Tensor:
-        """For each of these vectors, int64 [n], the difference of two drawn from those near it, float32 [n, D]."""
-        a, b = self._near[rows].gather(1, torch.randint(_NEAR, (len(rows), 2), generator=generator)).T
+    @staticmethod
+    def draw(n: int, generator: torch.Generator) -> Tensor:
+        """Which two of the vectors near each of n, int64 [n, 2]."""
+        return torch.randint(_NEAR, (n, 2), generator=generator)
+
+    def differences(self, rows: Tensor, drawn: Tensor) -> Tensor:
+        """For each of these vectors, int64 [n], the difference of the two drawn from those near it, float32 [n, D]."""
+        a, b = self._near[rows].gather(1, drawn).T
         return self._take(a) - self._take(b)
 
     def _nearest(self, members: Tensor, plan: Plan) -> Tensor:

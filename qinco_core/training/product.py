@@ -18,6 +18,7 @@ from qinco_core.codec.network import Network
 from qinco_core.codec.precision import Plan
 from qinco_core.codec.product import ProductNetwork
 from qinco_core.config import EncodeConfig, ModelConfig, TrainConfig, validation_size
+from qinco_core.distributed import current
 from qinco_core.progress import Progress, Silent
 from qinco_core.store import save_checkpoint
 from qinco_core.training.data import check_training
@@ -87,7 +88,9 @@ def _rotation(
         return None
     progress.note(f"learning a rotation of the {model.D} dimensions into {model.groups} groups (OPQ)")
     learn = vectors.section(0, len(vectors) - validation_size(config.val, len(vectors)))
-    return learn_rotation(learn, model.groups, config.seed, plan)
+    rotation = learn_rotation(learn, model.groups, config.seed, plan)
+    current().copy(torch.from_numpy(rotation))
+    return rotation
 
 
 class _Groups:
@@ -101,7 +104,9 @@ class _Groups:
 
     def start(self, rotation: Rotation | None) -> None:
         """Begin a run, which replaces any other."""
-        forget(self._checkpoint)
+        current().wait()
+        if current().first:
+            forget(self._checkpoint)
         self.rotation = rotation
         self._save()
 
@@ -118,7 +123,7 @@ class _Groups:
             prefix = f"parts.{g}."
             tensors = {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}
             self.parts.append(Network.from_arrays(part, tensors))
-            group_file(self._checkpoint, g).unlink(missing_ok=True)
+            self._forget(g)
 
     def add(self, trained: Trained) -> None:
         """Keep the next group, which is finished."""
@@ -126,9 +131,15 @@ class _Groups:
         self.parts.append(trained.network)
         self.figures.append(trained.figures)
         self._save()
-        group_file(self._checkpoint, len(self.parts) - 1).unlink(missing_ok=True)
+        self._forget(len(self.parts) - 1)
+
+    def _forget(self, g: int) -> None:
+        if current().first:
+            group_file(self._checkpoint, g).unlink(missing_ok=True)
 
     def _save(self) -> None:
+        if not current().first:
+            return
         arrays: dict[str, NDArray[np.float32]] = {} if self.rotation is None else {"rotation": self.rotation}
         for g, part in enumerate(self.parts):
             arrays |= {f"parts.{g}.{name}": array for name, array in part.to_arrays().items()}

@@ -3,14 +3,17 @@
 A run is a row of rounds: an epoch, or a slice of the time budget. In a round batches are drawn, encoded
 without gradients, and used for one or more optimizer steps each; at its end the model is validated and a checkpoint
 is written. Unused codewords are replaced there, or whenever enough vectors have shown them to be unused.
+Several processes (`qinco_core.distributed`) share every batch and add up what it gives: all of them are in the same
+state at all times, whatever their number, and the first one writes.
 Shapes: N vectors, D dimension, M steps, K codewords.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +29,7 @@ from qinco_core.codec.precision import Plan
 from qinco_core.codec.product import AnyNetwork
 from qinco_core.codec.workers import one_thread_each
 from qinco_core.config import EncodeConfig, ModelConfig, TrainConfig
+from qinco_core.distributed import current
 from qinco_core.errors import TrainingError
 from qinco_core.progress import Progress, Silent
 from qinco_core.store.artifact import digest
@@ -33,7 +37,7 @@ from qinco_core.training.codewords import replace_unused
 from qinco_core.training.data import TrainingData, normalisation
 from qinco_core.training.gradients import Gradients
 from qinco_core.training.initialise import initialise
-from qinco_core.training.log import TrainingLog
+from qinco_core.training.log import Recent, TrainingLog
 from qinco_core.training.schedule import Budget, by_heart, peak_rate, rate
 from qinco_core.training.state import State, forget, new_state, restore, run_identity, save, set_rate
 from qinco_core.vectors import VectorFile
@@ -45,6 +49,10 @@ _VAL_ROWS, _VAL_BEAM, _VAL_SHARE = 4096, 4, 16
 _TRAINED_SHARE, _TRAINED_ROWS = 4, 256
 # unused codewords are not replaced where there is no time left to train them
 _REPLACE_UNTIL = 0.8
+# rows of a batch that stay together when its order changes, so that every process keeps its share of all of them
+_TOGETHER = 64
+# gradients of a full step and of a pass's last one, and the update
+_GRAPHS = 3
 # batches after which the speed of a run is known
 _SETTLED = 4
 # training errors this many times above the first one are no way back from
@@ -125,9 +133,11 @@ class Run:
         stop: Callable[[], bool],
         centroids_KD: Tensor | None = None,
     ) -> None:
+        self.group = current()
         self.data = TrainingData(vectors, model, config)
         self.config, self.plan = config, plan
-        self.checkpoint, self.log, self.progress, self.stop = checkpoint, log, progress, stop
+        self.checkpoint, self.log, self.progress = checkpoint, log, progress
+        self.stop: Callable[[], bool] = lambda: self.group.any(stop())
         self.budget = Budget.of(config, len(self.data))
         self.state = new_state(Network(model).to(plan.device), config)
         self.identity = run_identity(self.data.stamp, model, search, config)
@@ -138,8 +148,8 @@ class Run:
         self._val_search = narrow.fast
         self._early_search = EncodeConfig(A=config.A, B=config.B).fast
         self._late_search = EncodeConfig(A=config.late_A, B=config.late_B).fast
-        self._graphs = Graphs(plan.device)
-        self._recent = _Recent()
+        self._graphs = Graphs(plan.device, kept=_GRAPHS)
+        self._recent = Recent()
         self._unused = 0
 
     def start(self) -> None:
@@ -147,7 +157,9 @@ class Run:
         network, config = self.state.network, self.config
         mean, std = normalisation(self.data.train, network.config.rules)
         self.data.check_val()
-        forget(self.checkpoint)
+        self.group.wait()
+        if self.group.first:
+            forget(self.checkpoint)
         self.state.position.plan = str(self.plan)
         network.mean.copy_(mean)
         network.std.copy_(std)
@@ -165,6 +177,7 @@ class Run:
             progress=self.progress,
             stop=self.stop,
         )
+        self._agree()
 
     def finish(self) -> Trained:
         """Run the loop to the end of its budget and return the best network."""
@@ -176,17 +189,17 @@ class Run:
         clock = time.perf_counter() - position.seconds
         while self._fraction() < 1 and not self._given_up():
             if self.stop():
-                save(self.state, self.checkpoint, self.identity)
+                self._save()
                 raise Interrupted
             seconds = position.seconds
             samples = self._train_batch()
-            position.seconds = time.perf_counter() - clock
+            position.seconds = self.group.each(time.perf_counter() - clock)[0]
             amount = samples if self.budget.samples else position.seconds - seconds
             val = {} if position.best_mse is None else {"val mse": position.best_mse}
             self.progress.advance(amount, **self._recent.figures(), **val)
             if self.budget.rounds(position.samples, position.seconds) > position.rounds or self._fraction() >= 1:
                 self._end_round()
-                position.seconds = time.perf_counter() - clock
+                position.seconds = self.group.each(time.perf_counter() - clock)[0]
         self.progress.end()
         return self._result()
 
@@ -202,6 +215,15 @@ class Run:
             self.data.find_neighbors(self.plan)
         self.log.write("resume", plan=now, **_plain(self.state))
         self._assign()
+
+    def _agree(self) -> None:
+        """Give all processes the first one's parameters, should unlike machines have rounded differently."""
+        for parameter in self.state.network.parameters():
+            self.group.copy(parameter.data)
+
+    def _save(self) -> None:
+        if self.group.first:
+            save(self.state, self.checkpoint, self.identity)
 
     def _assign(self) -> None:
         if self.state.network.config.ivf_K:
@@ -227,7 +249,7 @@ class Run:
         return self.budget.fraction(self.state.position.samples, self.state.position.seconds)
 
     def _train_batch(self) -> int:
-        """Encode a batch and take its optimizer steps; returns its size."""
+        """Encode a batch and take its optimizer steps; returns its size, the shares of all processes together."""
         state, config, position = self.state, self.config, self.state.position
         started = time.perf_counter()
         self._settle_peak()
@@ -236,40 +258,60 @@ class Run:
         if config.replace and state.usage[0].sum() >= config.replace:
             self._replace_unused()
         codes, _ = Engine(state.network, self.plan).encode(v, search, lists)
-        for m, k in enumerate(codes.T):
-            state.usage[m] += torch.bincount(k, minlength=state.usage.shape[1])
+        used = torch.stack([torch.bincount(k, minlength=state.usage.shape[1]) for k in codes.T])
+        self.group.add(used)
+        state.usage += used
         device = self.plan.device
         x, codes = state.network.normalize(v.to(device)), codes.to(device)
         lists = None if lists is None else lists.to(device)
         figures = torch.zeros(2)
         for _ in range(config.passes):
-            order = torch.randperm(len(x), generator=state.generator).to(device)
-            for rows in order.split(config.batch * config.accumulate):
+            for rows, total in self._order():
+                rows = rows.to(device)
                 set_rate(state.optimizer, self._rate())
                 part = x[rows], codes[rows], None if lists is None else lists[rows]
-                figures = self._graphs("step", self._step, *part)
+                figures = self._graphs(("gradient", total), functools.partial(self._gradient, total), *part)
+                self.group.add(self._gradients.all)
+                figures = self._graphs("update", self._update, figures)
                 position.steps += 1
-        loss, error = figures.tolist()  # of the last step: to wait for all would keep a GPU waiting
+        # of the last step: to wait for all would keep a GPU waiting
+        loss, error = (sum(self.group.each(figure)) for figure in figures.tolist())
         position.batches += 1
-        position.samples += len(x)
+        position.samples += self.data.batch
         mse = error * len(v[0]) * float(state.network.std) ** 2
         self._recent.add(loss, mse, len(x), time.perf_counter() - started)
         self._refuse_divergence(loss)
-        return len(x)
+        return self.data.batch
 
-    def _step(self, x_ND: Tensor, codes_NM: Tensor, lists_N: Tensor | None) -> Tensor:
-        """One optimizer step; returns the loss and the final step's error [2]."""
-        state, size = self.state, self.config.batch
+    def _order(self) -> Iterator[tuple[Tensor, int]]:
+        """Which rows of this process's share each step of a pass takes, int64 [n], and how many all of them take.
+
+        The steps are of the same vectors whatever the number of processes.
+        """
+        rank, size = self.group.rank, self.group.size
+        together = torch.arange(self.data.batch).split(_TOGETHER)
+        order = torch.randperm(len(together), generator=self.state.generator)
+        rows = torch.cat([together[i] for i in order])
+        for step in rows.split(self.config.batch * self.config.accumulate):
+            yield step[step % size == rank] // size, len(step)
+
+    def _gradient(self, total: int, x_ND: Tensor, codes_NM: Tensor, lists_N: Tensor | None) -> Tensor:
+        """The gradients of this process's share of a step of `total` vectors; returns its loss and last error [2]."""
+        size = self.config.batch
         self._gradients.zero()
-        figures = []
+        figures = [torch.zeros(2, device=x_ND.device)]
         for first in range(0, len(x_ND), size):
             rows = slice(first, first + size)
             part = x_ND[rows], codes_NM[rows], None if lists_N is None else lists_N[rows]
-            figures.append(self._gradients.add(part, 1 / len(x_ND)))
-        if self.config.clip:
-            nn.utils.clip_grad_value_(state.parameters, self.config.clip, foreach=True)
-        state.optimizer.step()
+            figures.append(self._gradients.add(part, 1 / total))
         return torch.stack(figures).sum(0)
+
+    def _update(self, figures: Tensor) -> Tensor:
+        """An optimizer step by the gradients there are; returns its argument."""
+        if self.config.clip:
+            nn.utils.clip_grad_value_(self.state.parameters, self.config.clip, foreach=True)
+        self.state.optimizer.step()
+        return figures
 
     def _replace_unused(self) -> None:
         state = self.state
@@ -314,6 +356,7 @@ class Run:
     def _end_round(self) -> None:
         """Validate, keep the best, perhaps replace unused codewords, log, and write the checkpoint."""
         state, position = self.state, self.state.position
+        self._agree()
         position.rounds = max(position.rounds + 1, self.budget.rounds(position.samples, position.seconds))
         position.val_rows = position.val_rows or min(_VAL_ROWS, max(256, position.samples // _VAL_SHARE))
         mse = self.validate(position.val_rows)
@@ -327,14 +370,19 @@ class Run:
         if self.config.schedule == "plateau":
             stale = position.rounds - position.best_round
             position.scale *= 0.1 if stale and stale % _PATIENCE == 0 else 1.0
-        figures = self._recent.figures()
+        figures = self._recent.figures() | self._rates()
         self.log.write("round", val_mse=mse, lr=self._rate(), unused=unused, **_plain(state), **figures, **learned)
         self.progress.note(
             f"round {position.rounds}: validation MSE {mse:,.6g}, training {figures['mse']:,.6g}, "
             f"{position.samples:,} vectors in {position.seconds:.0f} s"
             + (f", {unused} unused codewords" if unused else "")
         )
-        save(state, self.checkpoint, self.identity)
+        self._save()
+
+    def _rates(self) -> dict[str, float]:
+        rates = self.group.each(self._recent.rate)
+        each = {f"vectors/s of rank {rank}": rate for rank, rate in enumerate(rates)} if len(rates) > 1 else {}
+        return {"vectors/s": sum(rates)} | each
 
     def _given_up(self) -> bool:
         position = self.state.position
@@ -357,9 +405,13 @@ class Run:
         return self._error(v, None if self.data.val_lists is None else self.data.val_lists[: len(v)])
 
     def _error(self, v: Tensor, lists: Tensor | None) -> float:
-        engine = Engine(self.state.network, self.plan)
-        codes, _ = engine.encode(v, self._val_search, lists)
-        return float((engine.decode(codes, lists_N=lists) - v).square().sum(1).mean())
+        engine, N = Engine(self.state.network, self.plan), len(v)
+        v, lists = self.group.share(v), None if lists is None else self.group.share(lists)
+        error = 0.0
+        if len(v):
+            codes, _ = engine.encode(v, self._val_search, lists)
+            error = float((engine.decode(codes, lists_N=lists) - v).square().sum(1).double().sum())
+        return sum(self.group.each(error)) / N
 
     def _result(self) -> Trained:
         state = self.state
@@ -376,24 +428,6 @@ class Run:
         }
         self.log.write("end", **figures)
         return Trained(state.network.cpu().requires_grad_(False).eval(), figures)
-
-
-class _Recent:
-    """Running averages of the last batches."""
-
-    def __init__(self) -> None:
-        self.loss = self.mse = self.rate = 0.0
-        self._batches = 0
-
-    def add(self, loss: float, mse: float, vectors: int, seconds: float) -> None:
-        self._batches += 1
-        weight = max(1 / self._batches, 0.05)
-        self.loss += weight * (loss - self.loss)
-        self.mse += weight * (mse - self.mse)
-        self.rate += weight * (vectors / seconds - self.rate)
-
-    def figures(self) -> dict[str, float]:
-        return {"loss": self.loss, "mse": self.mse, "vectors/s": self.rate}
 
 
 def _plain(state: State) -> dict[str, float | None]:

@@ -1,7 +1,7 @@
 """Rows of a file through memory maps that live no longer than one read.
 
 A map of the whole file would let the resident memory grow to the file's size; a window does not.
-Scattered rows are read one by one.
+Scattered rows are read as they lie: one by one, or those that follow one another at once.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import numpy as np
 
 from qinco_core.errors import VectorFileError
 from qinco_core.vectors.base import Array, DType, Layout
+
+_READ_BYTES = 1 << 26  # at once, of rows that follow one another; systems read less than 2 GiB
 
 
 class MappedRows:
@@ -61,11 +63,19 @@ class MappedRows:
     def _read_rows(self, rows: Array) -> Array:
         # touching a mapped row may map megabytes around it; reading it takes its bytes alone
         layout, size = self.layout, self.layout.row_bytes
-        raw = np.empty((len(rows), size), np.uint8)
-        for row, place in zip(rows.tolist(), raw, strict=True):
-            if os.preadv(self._descriptor, [place.data], layout.offset + row * size) != size:
+        wanted, places = np.unique(rows, return_inverse=True)
+        raw = np.empty((len(wanted), size), np.uint8)
+        follow = np.diff(wanted, append=wanted[-1]) == 1
+        most = max(1, _READ_BYTES // size)
+        follow[most - 1 :: most] = False
+        ends = np.flatnonzero(~follow) + 1  # of runs of rows that follow one another
+        start = 0
+        for end in ends.tolist():
+            run = raw[start:end]
+            if os.preadv(self._descriptor, [run.data], layout.offset + int(wanted[start]) * size) != run.nbytes:
                 raise self._shrunk()
-        return np.ndarray((len(rows),), layout.record, buffer=raw)
+            start = end
+        return np.ndarray((len(wanted),), layout.record, buffer=raw)[places]
 
     def _map(self, offset: int, shape: tuple[int, ...], dtype: DType) -> Array:
         margin = offset % mmap.ALLOCATIONGRANULARITY

@@ -22,7 +22,7 @@ HEAVY = ["torch", "numpy", "h5py", "pyarrow", "faiss", "matplotlib"]
 def test_commands_are_those_of_the_documentation():
     named = (
         "centroids convert decode encode eval export fetch groundtruth import index info "
-        "pairwise presets search train tune verify"
+        "merge pairwise presets search train tune verify"
     )
     assert named.split() == COMMANDS
 

@@ -33,6 +33,7 @@ from qinco_core.store import (
     save_model,
     verify,
 )
+from qinco_core.store.folder import Manifest, begin_folder, part_notes, part_path
 from qinco_core.store.index import FlatWriter, file_entry, load_index, save_manifest
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -44,6 +45,7 @@ FINGERPRINTS = {
         "centroids.h5": "ca6e7a2c13d702586877f42f6612fb81",
         "training.h5": "5ffec07437af74bb0abf279ec2db0134",
         "index": "bdc5d6d9ed424f51f864ed98a656afe2",
+        "parts": "ddb223a1efaeba30a4f465c52a29fa3d",
     },
 }
 
@@ -57,6 +59,7 @@ STATE = {"step": 7, "loss": [0.25, 1e-300]}
 CENTROIDS = np.arange(12, dtype="f4").reshape(3, 4) / 8 - 1
 CODES = (np.arange(25 * 2) * 37 % 251).astype("u1").reshape(25, 2)
 IDS = np.arange(25) * 10**15 - 3
+PARTS = (np.arange(16_400 * 2) * 37 % 251).astype("u1").reshape(16_400, 2)
 LISTS = np.arange(25) * 7 % 21  # 5 bits
 INDEX = {
     "offsets": np.array([0, 10, 10, 25]),
@@ -84,9 +87,23 @@ def write(folder):
         out.append(CODES, IDS, LISTS)
     with (folder / "lists.arrow").open("wb") as sink, StreamWriter(sink, **codes) as out:
         out.append(CODES, IDS, LISTS)
+    write_parts(folder / "parts", header.fingerprint)
     save_checkpoint(folder / "training.h5", config={"lr": 0.1}, arrays=ARRAYS, state=STATE)
     save_centroids(folder / "centroids.h5", CENTROIDS, training={"mse": 0.5})
     write_index(folder / "index", Parent("model", header.fingerprint))
+
+
+def write_parts(folder, model):
+    manifest = Manifest(spec(model), len(PARTS), False, "", created="2026-11-28T00:00:00+00:00")
+    begin_folder(folder, manifest)
+    for number in range(len(manifest.parts)):
+        start, stop = manifest.parts.span(number)
+        encoder = manifest.spec.encoder | part_notes(number)
+        of_part = {"spec": manifest.spec.model_copy(update={"encoder": encoder}), "count": stop - start}
+        with create_codes(
+            part_path(folder, number), **of_part, with_ids=False, source_stamp="", created=manifest.created
+        ) as out:
+            out.append(PARTS[start:stop])
 
 
 def write_index(folder, model):
@@ -132,6 +149,9 @@ def test_golden_files_are_read_and_verified(version):
             np.testing.assert_array_equal(rows.codes, CODES)
             np.testing.assert_array_equal(rows.ids, IDS)
             np.testing.assert_array_equal(rows.lists, LISTS)
+    with open_codes(folder / "parts") as file:
+        assert (file.spec, file.with_ids) == (spec(stored.header.fingerprint), False)
+        np.testing.assert_array_equal(file.read(0, 16_400), PARTS)
     config, arrays, state = load_checkpoint(folder / "training.h5")
     assert (config, state) == ({"lr": 0.1}, STATE)
     for name, array in ARRAYS.items():

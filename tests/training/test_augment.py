@@ -50,7 +50,8 @@ def test_differences_are_of_two_vectors_near_by(few: np.ndarray) -> None:
     near = np.square(x[:, None, :64] - x[None, :, :64]).sum(2) + np.square(x[:, None, 64:] - x[None, :, 64:]).sum(2)
     near = near.argsort(1)[:, :10]
     rows = torch.arange(999).repeat(3)
-    found = Neighbors(v, 0, plan("cpu", "float32", 2)).differences(rows, torch.Generator().manual_seed(0)).numpy()
+    drawn = Neighbors.draw(len(rows), torch.Generator().manual_seed(0))
+    found = Neighbors(v, 0, plan("cpu", "float32", 2)).differences(rows, drawn).numpy()
     for row, difference in zip(rows.tolist(), found, strict=True):
         members = x[near[row]]
         assert (members[:, None] - members == difference).all(2).any()
@@ -60,7 +61,7 @@ def test_differences_are_of_two_vectors_near_by(few: np.ndarray) -> None:
 def test_neighbors_in_cells_of_any_size(few: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     def differences(v: np.ndarray) -> torch.Tensor:
         found = Neighbors(v, 3, plan("cpu", "float32", 2))
-        return found.differences(torch.arange(len(v)), torch.Generator().manual_seed(1))
+        return found.differences(torch.arange(len(v)), found.draw(len(v), torch.Generator().manual_seed(1)))
 
     whole = differences(few)
     monkeypatch.setattr(neighbors, "_BLOCK", 10_000)  # distances by ten rows or twenty at a time

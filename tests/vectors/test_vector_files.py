@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from vector_cases import CASES, DATA, FIXED, quick, ramp, raw, save, tables
 
 from qinco_core.errors import InputNotFoundError, UsageError, VectorFileError
-from qinco_core.vectors import FORMATS, VectorSource, detect_format, open_vectors
+from qinco_core.vectors import FORMATS, VectorSource, detect_format, mapped, open_vectors
 
 VECS = [(f, t) for f, t in FIXED.items() if f.endswith("vecs")]
 BIN = [(f, t) for f, t in FIXED.items() if f.endswith("bin")]
@@ -57,6 +57,16 @@ def test_reads_what_was_saved(format: str, dtype: str, order: str, folder: Path)
             np.testing.assert_array_equal(vectors.take(rows), expected[rows])
 
     check()
+
+
+@pytest.mark.parametrize("limit", [1, 100, 1 << 20])
+def test_rows_that_follow_one_another_come_at_once(limit: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mapped, "_READ_BYTES", limit)
+    array = np.arange(600, dtype="f4").reshape(100, 6)
+    save(folder / "runs.fvecs", array, "fvecs")
+    rows = np.array([7, *range(20, 60), 99, 98, *range(5, 30), 0])
+    with open_vectors(folder / "runs.fvecs") as vectors:
+        np.testing.assert_array_equal(vectors.take(rows), array[rows])
 
 
 def test_blocks_are_native_contiguous_and_the_callers_own(tmp_path: Path) -> None:
