@@ -42,6 +42,17 @@ _SAMPLE = {
     "groundtruth": "sift_groundtruth.ivecs",
 }
 
+# runs a command and adds a line to its stdout: seconds, seconds of its cores, most resident bytes
+_COUNTED = """
+import json, resource, subprocess, sys, time
+started = time.perf_counter()
+code = subprocess.call(sys.argv[1:])
+seconds, used = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+print()
+print(json.dumps([seconds, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024]))
+sys.exit(code)
+"""
+
 
 @dataclass(frozen=True)
 class Sift:
@@ -135,6 +146,40 @@ def alternate(fns: Mapping[str, Callable[[], object]], repeats: int) -> dict[str
 def medians(seconds: Mapping[str, Sequence[float]]) -> dict[str, float]:
     """The median of each function's seconds."""
     return {name: statistics.median(runs) for name, runs in seconds.items()}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """How a command ran.
+
+    Attributes:
+        seconds: of wall-clock time, its start included.
+        cpu: seconds of all its cores.
+        peak: resident bytes at most.
+        out: what it wrote to stdout.
+    """
+
+    seconds: float
+    cpu: float
+    peak: int
+    out: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """Its `--json`."""
+        return dict(json.loads(self.out))
+
+
+def measured(*arguments: object, module: str = "qinco_cli", launcher: Sequence[str] = ()) -> Measured:
+    """Run a command line of this checkout as a process; a failure ends the script."""
+    command = [sys.executable, *launcher, "-m", module, *map(str, arguments)]
+    # a child is counted with the memory of who started it, so a small process does
+    done = subprocess.run([sys.executable, "-S", "-c", _COUNTED, *command], stdout=subprocess.PIPE, text=True)
+    out, _, last = done.stdout.rstrip("\n").rpartition("\n")
+    if done.returncode:
+        sys.exit(f"error: qinco {' '.join(map(str, arguments))} failed with {done.returncode}")
+    seconds, cpu, peak = json.loads(last)
+    return Measured(seconds, cpu, peak, out)
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
-from typing import Any, Self
+from collections.abc import Callable, Sequence
+from typing import Any, Self, TypeVar
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -13,6 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from qinco_core.files import storage_errors
+
+_T = TypeVar("_T")
 
 
 class _Rate(ProgressColumn):
@@ -116,6 +118,11 @@ def _write(*lines: str) -> None:
     with storage_errors("<stdout>"):
         sys.stdout.write("\n".join(lines) + "\n")
         sys.stdout.flush()
+
+
+def known(value: _T | None, show: Callable[[_T], str]) -> str:
+    """What only the end of a stream may tell, as `show` has it."""
+    return "unknown until the stream ends" if value is None else show(value)
 
 
 def size(count: float) -> str:

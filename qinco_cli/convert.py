@@ -159,11 +159,14 @@ def _ids(source: str, format: str | None, ids: str | None, wanted: bool, window:
     """The ids of the vectors converted: of those in IN itself the same rows, of others all."""
     from qinco_core.vectors import read_ids
     from qinco_core.vectors.formats import split_key
+    from qinco_core.vectors.remote import is_address
 
     if ids is None and not wanted:
         return None
     if ids is None and source == "-":
         raise _usage("ids cannot be read from stdin: name them with --ids, or convert a file")
+    if ids is None and is_address(source):
+        return read_ids(source)  # which says that it cannot be
     path, _ = split_key(source)
     if ids is not None and split_key(ids)[0] != path:
         return read_ids(ids)

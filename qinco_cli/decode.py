@@ -124,32 +124,30 @@ def find_codes(name: str, store: str | None) -> Path:
 def _report(codec: Codec, name: str, out: str, count: int | None, steps: int | None, as_json: bool) -> None:
     import numpy as np
 
-    from qinco_cli.console import duration, print_json, print_pairs, size
-    from qinco_core.jobs import estimate
+    from qinco_cli.console import duration, known, print_json, print_pairs, size
+    from qinco_core.scale.costs import MEASURED, Machines, Sizes, pace, streaming
 
     random = np.random.default_rng(0)
-    symbols = random.integers(0, codec.config.K, (256, codec.config.M))
+    symbols = random.integers(0, codec.config.K, (MEASURED, codec.config.M))
     ivf_K = codec.config.ivf_K
-    codes = codec.join(symbols, random.integers(0, ivf_K, 256) if ivf_K else None)
+    codes = codec.join(symbols, random.integers(0, ivf_K, MEASURED) if ivf_K else None)
 
     def work(n: int) -> float:
         started = time.perf_counter()
         codec.decode(codes[:n], steps=steps)
         return time.perf_counter() - started
 
-    found = estimate(work, count, 4 * codec.config.D, codec, 1 << 14)
+    cores = codec.plan.threads
+    place: dict[str, Any] = {"sizes": Sizes.of(codec.config), "machines": Machines(cores=cores)}
+    found = streaming(count, 4 * codec.config.D, cores * pace(work), rows=1 << 14, spare=0, **place)
     if as_json:
         print_json({"input": name, "output": out, **found.as_dict()})
         return
-    unknown = "unknown until the stream ends"
     print_pairs(
         [
-            ("would read", f"{name}: {unknown if count is None else f'{count:,}'} codes"),
-            ("would write", f"{out}: {unknown if found.output_bytes is None else size(found.output_bytes)}"),
+            ("would read", f"{name}: {known(count, '{:,}'.format)} codes"),
+            ("would write", f"{out}: {known(found.output_bytes, size)}"),
             ("memory", f"about {size(found.memory_bytes)}"),
-            (
-                "time",
-                f"about {unknown if found.seconds is None else duration(found.seconds)} on {codec.plan}",
-            ),
+            ("time", f"about {known(found.seconds, duration)} on {codec.plan}"),
         ]
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -91,9 +92,9 @@ def encode(
         check_assign(codec, assign)
         if raw:
             check_raw(codec)
-        rows = Rows(source, skip, opt.read_ids(ids))
+        rows = Rows(source, skip, _ids(ids, source, skip))
         if dry_run:
-            _report(codec, source, target, search, json_)
+            _report(codec, rows, target, search, place, raw, json_)
             return
         beam = ", ".join(f"{name} = {value}" for name, value in search.model_dump().items())
         console.note(f"encoding on {codec.plan}; {beam}")
@@ -118,9 +119,16 @@ def _check_options(out: str | None, name: str | None, *, raw: bool, resume: bool
     if name is not None and out is not None:
         raise UsageError("--name is a name in the store and -o a path: give one of the two")
     if resume and (raw or out == "-"):
-        raise UsageError("only a codes artifact can be resumed: leave out --raw and -o -, or --resume")
+        raise UsageError("only a codes artifact can be resumed: leave --resume out; a stream goes on with --skip")
     if raw and ids is not None:
         raise UsageError("--raw has no place for ids: leave out --ids, or write an artifact or a stream")
+
+
+def _ids(ids: str | None, source: VectorSource, skip: int) -> Any:
+    """One id a vector; an id of every vector of the file, those passed over included, will do too."""
+    numbers = opt.read_ids(ids)
+    whole = source.count is not None and numbers is not None and len(numbers) == skip + source.count
+    return numbers[skip:] if whole else numbers
 
 
 def _check_shard(out: str | None, *, raw: bool, force: bool) -> None:
@@ -163,6 +171,7 @@ def _target(xb: str, out: str | None, name: str | None, store: str | None, raw: 
     """The file to write, or None for stdout."""
     from qinco_core.errors import UsageError
     from qinco_core.store import Store
+    from qinco_core.vectors.formats import source_stem
 
     if out is not None:
         return None if out == "-" else Path(out)
@@ -170,7 +179,7 @@ def _target(xb: str, out: str | None, name: str | None, store: str | None, raw: 
         raise UsageError("--raw writes no artifact: say where with -o FILE, or -o - for stdout")
     if name is None and xb == "-":
         raise UsageError("vectors from stdin have no name: give the codes one with --name, or a file with -o")
-    return Store.locate(store).codes(name or Path(xb.partition("::")[0]).stem)
+    return Store.locate(store).codes(name or source_stem(xb))
 
 
 def _run(
@@ -202,14 +211,61 @@ def _to_artifact(codec: Codec, rows: Rows, target: Path, **options: Any) -> str:
         raise KeyboardInterrupt(f"interrupted; {how}" if partial_path(target).exists() else "") from None
 
 
-def _report(codec: Codec, source: VectorSource, target: Path | None, search: EncodeConfig, as_json: bool) -> None:
+def _report(
+    codec: Codec,
+    rows: Rows,
+    target: Path | None,
+    search: EncodeConfig,
+    place: tuple[int, int] | None,
+    raw: bool,
+    as_json: bool,
+) -> None:
+    from qinco_cli.console import duration, known, print_json, print_pairs, size
+    from qinco_core.scale.costs import Machines, Rates, Sizes, encoding
+
+    source, count, threads = rows.source, rows.source.count, codec.plan.threads
+    whole = count if place is not None else None
+    own = count if place is None else _shard_rows(count, place)
+    sizes = Sizes.of(codec.config, ids=not raw and (rows.ids is not None or target is None))
+    rates = Rates(encode=threads * _seconds_a_vector(codec, search))
+    found = encoding(own, sizes, rates, Machines(cores=threads), parts=whole)
+    if target is None or raw:  # nothing is kept to go on from
+        found = replace(found, disk_bytes=0 if target is None else found.output_bytes)
+    if as_json:
+        facts = {"input": source.name, "output": str(target or "-"), "threads": threads, **found.as_dict()}
+        print_json(facts if place is None else facts | {"shard": list(place)})
+        return
+    width, speed = found.bytes_per_vector, found.vectors_per_second
+    print_pairs(
+        [
+            ("would read", f"{source.name}: {known(own, '{:,}'.format)} vectors of {source.dim} × {source.dtype}"),
+            ("would write", f"{target or 'stdout'}: {width:g} bytes a vector, {known(found.output_bytes, size)}"),
+            ("disk", f"at most {known(found.disk_bytes, size)} while it is written"),
+            ("memory", f"about {size(found.memory_bytes)}"),
+            ("time", f"about {known(found.seconds, duration)} ({speed:,.0f} vectors/s on {codec.plan})"),
+        ]
+    )
+
+
+def _shard_rows(count: int | None, place: tuple[int, int]) -> int:
+    """How many vectors belong to a shard."""
+    from qinco_core.errors import UsageError
+    from qinco_core.store.folder import Parts
+
+    if count is None:
+        raise UsageError("a stream cannot be divided into shards: encode a file, or leave --shard out")
+    parts = Parts(count)
+    own = parts.shard(*place)
+    return min(count, own.stop * parts.rows) - min(count, own.start * parts.rows)
+
+
+def _seconds_a_vector(codec: Codec, search: EncodeConfig) -> float:
     import numpy as np
     import torch
 
-    from qinco_cli.console import duration, print_json, print_pairs, size
-    from qinco_core.jobs import estimate
+    from qinco_core.scale.costs import MEASURED, pace
 
-    noise = np.random.default_rng(0).standard_normal((256, codec.config.D)).astype(np.float32)
+    noise = np.random.default_rng(0).standard_normal((MEASURED, codec.config.D)).astype(np.float32)
     v = codec.network.denormalize(torch.from_numpy(noise)).numpy()
 
     def work(n: int) -> float:
@@ -217,28 +273,4 @@ def _report(codec: Codec, source: VectorSource, target: Path | None, search: Enc
         codec.encode(v[:n], search=search)
         return time.perf_counter() - started
 
-    found = estimate(work, source.count, codec.bytes_per_vector, codec, 2048)
-    if as_json:
-        print_json({"input": source.name, "output": str(target or "-"), **found.as_dict()})
-        return
-    unknown = "unknown until the stream ends"
-    print_pairs(
-        [
-            (
-                "would read",
-                f"{source.name}: {unknown if source.count is None else f'{source.count:,}'} vectors "
-                f"of {source.dim} × {source.dtype}",
-            ),
-            (
-                "would write",
-                f"{target or 'stdout'}: {found.bytes_per_vector:g} bytes a vector, "
-                f"{unknown if found.output_bytes is None else size(found.output_bytes)}",
-            ),
-            ("memory", f"about {size(found.memory_bytes)}"),
-            (
-                "time",
-                f"about {unknown if found.seconds is None else duration(found.seconds)} "
-                f"({found.vectors_per_second:,.0f} vectors/s on {codec.plan})",
-            ),
-        ]
-    )
+    return pace(work)

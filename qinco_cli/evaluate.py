@@ -293,8 +293,9 @@ def _prefix_bytes(codec: Codec) -> list[float]:
 
 def _draw(results: Sequence[Quality], codec: Codec, path: Path, name: str, force: bool) -> None:
     from qinco_core.evaluation.picture import Curve, draw_rate_distortion
+    from qinco_core.vectors.remote import shown
 
     ours, *others = results
     curves = [Curve(ours.name, tuple(_prefix_bytes(codec)), tuple(ours.prefix_mse), emphasised=True)]
     curves += [Curve(other.name, (other.bytes,), (other.mse,)) for other in others]
-    draw_rate_distortion(curves, path, f"Rate and distortion on {Path(name).name}", force=force)
+    draw_rate_distortion(curves, path, f"Rate and distortion on {Path(shown(name)).name}", force=force)

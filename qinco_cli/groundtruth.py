@@ -39,8 +39,13 @@ def groundtruth(
         typer.Option("--distances", metavar="FILE", help="Write distances or similarities too: .fvecs, .fbin, .npy."),
     ] = None,
     memory: Annotated[
-        str, typer.Option("--memory", metavar="SIZE", help="Memory at most, beside what Python and torch take.")
-    ] = "1G",
+        str | None,
+        typer.Option(
+            "--memory",
+            metavar="SIZE",
+            help="Memory at most, beside what Python and torch take. [default: 1G, or a quarter of all if less]",
+        ),
+    ] = None,
     format: opt.FormatOption = None,
     query_format: Annotated[
         str | None,
@@ -64,7 +69,7 @@ def groundtruth(
 
     if xq == "-":
         raise UsageError("queries are read from a file; only the vectors can come from stdin")
-    room, near = opt.parse_size(memory), opt.check_metric(metric)
+    room, near = opt.room(memory), opt.check_metric(metric)
     _check_outputs(out, distances, force=force, dry_run=dry_run, as_json=json_ and not dry_run)
     where = plan(device, "float32", threads)
     with ExitStack() as stack:

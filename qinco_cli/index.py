@@ -42,7 +42,12 @@ def index(
         str | None,
         typer.Option("--ids", metavar="FILE.npy", help="64-bit ids, one a code. [default: those of the codes]"),
     ] = None,
-    memory: Annotated[str, typer.Option("--memory", metavar="SIZE", help="Memory to sort in, like 512M or 2G.")] = "1G",
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            "--memory", metavar="SIZE", help="Memory to sort in, like 512M. [default: 1G, or a quarter of all if less]"
+        ),
+    ] = None,
     add: Annotated[
         str | None, typer.Option("--add", metavar="CODES", help="Add these codes to the index that is there.")
     ] = None,
@@ -74,7 +79,7 @@ def index(
     changes = {"add": add, "remove": remove, "export": export}
     building = {"CODES": codes, "--train": train, "--dry-run": dry_run or None}
     _check_options(changes, building | ({} if add else {"--ids": ids}))
-    budget = opt.parse_size(memory)
+    budget = opt.room(memory)
     if any(value is not None for value in changes.values()):
         with Console(quiet) as console, Index.open(folder, model=model, pairwise=pairwise, **hardware) as opened:
             _finish(opened, _change(opened, changes, ids, store, budget, force, console), console, json_)
@@ -212,8 +217,8 @@ def _report(
 ) -> None:
     from qinco_cli.console import duration, print_json, print_pairs, size
     from qinco_core.errors import UsageError
-    from qinco_core.index.forecast import building_seconds, bytes_per_entry
-    from qinco_core.jobs import estimate
+    from qinco_core.index.forecast import building_pace
+    from qinco_core.scale.costs import Machines, Rates, Sizes, indexing
     from qinco_core.store import open_codes
 
     pairwise, train = books.get("pairwise"), books.get("train")
@@ -225,10 +230,9 @@ def _report(
             raise UsageError(f"{ids} has {len(numbers)} ids, but {source} has {count} codes: give one id a code")
         if numbers is not None:
             largest = int(numbers.max()) if len(numbers) else -1
-        width = bytes_per_entry(codec, pairwise, largest)
-        sorting = min(memory, 2 * count * width)
-        pace = building_seconds(codec, codes, pairwise, memory, width) / max(1, count)
-    found = estimate(lambda n: n * pace, count, width, codec, sorting // (16 * codec.config.D)).as_dict()
+        read, norms, graph, tables = building_pace(codec, codes, pairwise)
+    sizes = Sizes.of(codec.config, largest_id=largest, tables=tables)
+    found = indexing(count, sizes, Rates(read=read, norms=norms, graph=graph), Machines(memory=memory)).as_dict()
     if train is not None:
         fitting = _fitting(codec, train)
         found["seconds"] += fitting["seconds"]
@@ -241,10 +245,10 @@ def _report(
             ("would read", f"{source}: {count:,} codes, and {pairwise if train is None else train.name}"),
             (
                 "would write",
-                f"{folder}: {width} bytes a vector, {size(found['output_bytes'])}, and the lists",
+                f"{folder}: {sizes.entry} bytes a vector, {size(found['output_bytes'])} with the lists",
             ),
             ("memory", f"about {size(found['memory_bytes'])}"),
-            ("time", f"about {duration(found['seconds'])} on {codec.plan}"),
+            ("time", f"about {duration(found['seconds'])}; passes over the codes: {found['passes']}"),
         ]
     )
 

@@ -31,10 +31,15 @@ def info(
     from qinco_core.files import existing_file
     from qinco_core.store import is_stream, read_header
     from qinco_core.store.index import manifest_of
+    from qinco_core.vectors.remote import is_address
 
     path = manifest_of(file.partition("::")[0])
-    if named := find_dataset(file):
+    if path.suffix == ".partial":
+        facts = _unfinished(existing_file(path))
+    elif named := find_dataset(file):
         facts = _dataset(named)
+    elif is_address(file):
+        facts = _vectors(file, format)
     elif "::" not in file and format is None and path.suffix == ".h5":
         facts = _artifact(path, read_header(path))
     elif "::" not in file and format is None and not path.is_dir() and is_stream(existing_file(path)):
@@ -114,6 +119,18 @@ def _index(path: Path) -> dict[str, Any]:
     }
 
 
+def _unfinished(path: Path) -> dict[str, Any]:
+    from qinco_core.errors import ArtifactError
+    from qinco_core.store.journal import read_journal
+
+    begun = read_journal(path)
+    if begun is None:
+        raise ArtifactError(f"{path} holds nothing yet")
+    job, done = begun
+    facts = {"file": str(path), "kind": "unfinished codes", "vectors": done, "of": job.count, "ids": job.with_ids}
+    return facts | {"source": job.source} | job.spec
+
+
 def _stream(path: Path) -> dict[str, Any]:
     from qinco_core.errors import QincoError, StreamError
     from qinco_core.store import StreamReader
@@ -148,10 +165,11 @@ def _dataset(named: Dataset) -> dict[str, Any]:
 
 def _vectors(file: str, format: str | None) -> dict[str, Any]:
     from qinco_core.datasets import open_named
+    from qinco_core.vectors.remote import shown
 
     with open_named(file, "base", format=format) as vectors:
         N, D = vectors.shape
-        return {"file": file, "kind": "vectors", "format": vectors.format, "vectors": N, "D": D} | {
+        return {"file": shown(file), "kind": "vectors", "format": vectors.format, "vectors": N, "D": D} | {
             "dtype": str(vectors.dtype)
         }
 

@@ -115,6 +115,17 @@ def parse_size(text: str) -> int:
     return size
 
 
+def room(text: str | None) -> int:
+    """Bytes of a size, by default 1 GiB, or a quarter of the memory there is where that is less.
+
+    Raises:
+        UsageError: it is none.
+    """
+    from qinco_core.memory import share
+
+    return share(1 << 30) if text is None else parse_size(text)
+
+
 def shard(text: str | None) -> tuple[int, int] | None:
     """Which of how many shards to do: i and n of "i/n", or as the environment of Slurm ("slurm") or torchrun says.
 

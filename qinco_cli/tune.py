@@ -215,13 +215,15 @@ def _render(front: Sequence[Point], chosen: Point | None, setting: Setting, as_j
 
 def _draw(front: Sequence[Point], chosen: Point | None, setting: Setting, path: Path, xq: str, force: bool) -> None:
     from qinco_core.evaluation.picture import RateCurve, draw_recall_rate
+    from qinco_core.vectors.remote import shown
 
     recalls, rates = (tuple(p.recall for p in front), tuple(1 / p.seconds for p in front))
     how = "one query at a time" if setting.batch == 1 else f"{setting.batch:,} queries at a time"
     threads = "1 thread" if setting.threads == 1 else f"{setting.threads} threads"
     curve = RateCurve(f"{how}, {threads}", recalls, rates, emphasised=True)
     ring = None if chosen is None else list(front).index(chosen)
-    draw_recall_rate([curve], path, f"Recall and rate on {Path(xq).name}", at=setting.at, chosen=ring, force=force)
+    title = f"Recall and rate on {Path(shown(xq)).name}"
+    draw_recall_rate([curve], path, title, at=setting.at, chosen=ring, force=force)
 
 
 def _refuse(front: Sequence[Point], recall: float, at: int, budget: float) -> None:

@@ -256,7 +256,8 @@ def encode_to_stream(
         _encode(codec, rows, RawSink(sink), search, progress, lists, with_ids=False)
         return
     spec = codec.spec(source.dtype, search, **lists.notes, **lists.measured)
-    with StreamWriter(sink, spec, with_ids=True, count=source.count) as writer:
+    place: dict[str, Any] = {"count": source.count, "first": rows.first, "row_ids": rows.ids is None}
+    with StreamWriter(sink, spec, with_ids=True, **place) as writer:
         _encode(codec, rows, writer, search, progress, lists, with_ids=True)
 
 
@@ -358,42 +359,6 @@ def check_dimension(codec: Codec, source: VectorSource) -> None:
             f"{source.name} has vectors of dimension {source.dim}, but the model takes {codec.config.D}: "
             "use the model that was trained for them"
         )
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What a job would take: bytes written, seconds, and memory (bytes), from a short measurement."""
-
-    vectors: int | None
-    bytes_per_vector: float
-    output_bytes: int | None
-    vectors_per_second: float
-    seconds: float | None
-    memory_bytes: int
-
-    def as_dict(self) -> dict[str, Any]:
-        """For `--json`."""
-        return dict(self.__dict__)
-
-
-def estimate(
-    work: Callable[[int], float], count: int | None, bytes_per_vector: float, codec: Codec, rows: int
-) -> Estimate:
-    """Estimate a job from its measured time on a few vectors.
-
-    Args:
-        work: does the job on n vectors and returns the seconds it took.
-        count: vectors in all, if known.
-        bytes_per_vector: of the output.
-        codec: the model, for its share of the memory.
-        rows: vectors in memory at a time.
-    """
-    work(64)  # the first call also builds caches
-    rate = 256 / max(work(256), 1e-9)
-    tensors = sum(array.nbytes for array in codec.network.to_arrays().values())
-    memory = (400 << 20) + 3 * tensors + rows * codec.config.D * 16
-    output = None if count is None else int(count * bytes_per_vector)
-    return Estimate(count, bytes_per_vector, output, rate, None if count is None else count / rate, memory)
 
 
 def code_batches(source: Any) -> Iterator[CodeRows]:

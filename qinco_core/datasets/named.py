@@ -23,6 +23,7 @@ from qinco_core.errors import DimensionError, InputNotFoundError, UsageError, Ve
 from qinco_core.files import existing_file
 from qinco_core.vectors import VectorFile, open_vectors
 from qinco_core.vectors.base import check_window
+from qinco_core.vectors.remote import is_address
 
 # what the parts are called in the files of ann-benchmarks, and their distances here
 _ANN_PARTS: dict[Part, str] = {"train": "learn", "base": "train", "queries": "test", "groundtruth": "neighbors"}
@@ -126,7 +127,7 @@ def open_named(
         Everything that `open_vectors` and `Dataset.open` raise.
     """
     name, _, wanted = str(word).partition("::")
-    if _may_be_name(name):
+    if not is_address(word) and _may_be_name(name):
         entries = load_registry()
         if name in entries:
             entry = entries[name]

@@ -22,6 +22,7 @@ from qinco_core.config import Frozen
 from qinco_core.errors import UsageError
 from qinco_core.index.coarse import Coarse, Floats
 from qinco_core.index.kmeans import Assignment, Machine, Vectors, assign, kmeans, lloyd, never
+from qinco_core.memory import share
 from qinco_core.progress import Progress, Silent
 from qinco_core.vectors import VectorFile
 
@@ -55,9 +56,11 @@ class CentroidsConfig(Frozen):
         """Levels, chosen where none were asked for."""
         return self.levels or (2 if self.K >= _TWO_LEVELS else 1)
 
-    def sample(self, N: int) -> int:
-        """How many of N vectors are used."""
-        return min(N, self.K * self.per_centroid)
+    def sample(self, vectors: VectorFile) -> int:
+        """How many vectors are used: no more than fill half of the memory that there is, but K at least."""
+        n = min(len(vectors), self.K * self.per_centroid)
+        row_bytes = vectors.dim * vectors.dtype.itemsize
+        return max(min(n, self.K), share(n * row_bytes, 2) // row_bytes)
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,7 @@ def train_centroids(
     machine = Machine(threads, device, progress or Silent(), stop)
     started = time.perf_counter()
     rng = np.random.default_rng(config.seed)
-    x_ND = _sample(vectors, config.sample(len(vectors)), rng, machine)
+    x_ND = _sample(vectors, config.sample(vectors), rng, machine)
     levels = _one_level if config.depth == 1 else _two_levels
     centroids_KD, repaired = levels(x_ND, config, rng, machine)
     machine.progress.begin("measuring", len(x_ND), "vectors")
@@ -150,7 +153,7 @@ def forecast(
     """
     config = CentroidsConfig.parse({"K": K, **settings})
     check_vectors(vectors, config)
-    n, D = config.sample(len(vectors)), vectors.dim
+    n, D = config.sample(vectors), vectors.dim
     pairs = n * K  # the closing measurement
     if config.depth == 1:
         pairs += config.iterations * n * K
@@ -213,11 +216,11 @@ def _two_levels(
 
     centroids_KD, repaired, at = np.empty((config.K, D), np.float32), 0, 0
     machine.progress.begin("second level", config.iterations * N, "vectors")
-    for rows, share in zip(members, _shares(top.counts_K, config.K), strict=True):
-        if share:
-            part, fixed = kmeans(x_ND[rows], int(share), config.iterations, rng, machine)
-            centroids_KD[at : at + share] = part
-            at, repaired = at + int(share), repaired + fixed
+    for rows, own in zip(members, _shares(top.counts_K, config.K), strict=True):
+        if own:
+            part, fixed = kmeans(x_ND[rows], int(own), config.iterations, rng, machine)
+            centroids_KD[at : at + own] = part
+            at, repaired = at + int(own), repaired + fixed
     machine.progress.begin("all centroids", config.refine * N, "vectors")
     centroids_KD, fixed = lloyd(x_ND, centroids_KD, config.refine, rng, machine)
     return centroids_KD, repaired + fixed

@@ -18,11 +18,14 @@ from qinco_core.config import Metric, SearchConfig
 from qinco_core.errors import UsageError
 from qinco_core.index.found import Found, Stage, check_queries, chosen_ids, is_chosen
 from qinco_core.index.kernels import Chosen
+from qinco_core.memory import share
 from qinco_core.store import CodeRows, Header, StoredCodes
 from qinco_core.vectors import VectorFile
 
 _ROWS = 1 << 14  # codes decoded at a time
 _ENTRIES = 1 << 22  # scores held at a time
+# where memory is short: bytes of a score and its keys, and blocks like that of the decoded vectors that there are
+_ENTRY_BYTES, _COPIES = 32, 4
 _WORST = torch.iinfo(torch.int64).max
 
 
@@ -112,7 +115,8 @@ class Exhaustive:
         ids = torch.full_like(best, -1)
         chosen = chosen_ids(allow, deny)
         row = 0
-        for rows in self._codes.batches(_ROWS):
+        most = min(_ROWS, share(1 << 62) // (_COPIES * 4 * self.dim)) or 1
+        for rows in self._codes.batches(most):
             numbers = np.arange(row, row + len(rows.codes)) if rows.ids is None else rows.ids.astype(np.int64)
             row += len(numbers)
             if numbers.min() < 0:
@@ -145,7 +149,7 @@ def _merge(best: Tensor, best_ids: Tensor, q: Tensor, x: Tensor, ids: Tensor, me
     x_norms = x.square().sum(1)
     order = torch.arange(len(x), device=x.device)
     k = min(best.shape[1], len(x))
-    size = max(1, _ENTRIES // len(x))
+    size = max(1, share(_ENTRY_BYTES * _ENTRIES) // _ENTRY_BYTES // len(x))
     for start in range(0, len(q), size):
         part = slice(start, start + size)
         if metric == "l2":

@@ -75,7 +75,7 @@ class Index:
         pairwise: str | Path | None = None,
         train: VectorFile | None = None,
         ids: NDArray[Any] | None = None,
-        memory: int = 1 << 30,
+        memory: int | None = None,
         force: bool = False,
         progress: Progress | None = None,
     ) -> Index:
@@ -88,7 +88,7 @@ class Index:
             pairwise: a pairwise artifact, which has the additive codebooks too; or
             train: vectors to fit the additive codebooks to; they are encoded here.
             ids: of the codes, integers [N]; by default those in the artifact, or row numbers.
-            memory: bytes that sorting may take; more passes are made where it is little.
+            memory: bytes that sorting may take, by default 1 GiB or a quarter of all; more passes where it is little.
             force: replace an index.
             progress: told of every pass.
 
@@ -358,7 +358,7 @@ class Index:
         codes: str | Path,
         *,
         ids: NDArray[Any] | None = None,
-        memory: int = 1 << 30,
+        memory: int | None = None,
         progress: Progress | None = None,
     ) -> None:
         """Add codes of the same model; the array files are written anew.
@@ -387,7 +387,7 @@ class Index:
             writer.rewrite(stored, [there, more], scales, made_from, progress or Silent())
             self._use(load_index(self.folder))
 
-    def remove(self, ids: ArrayLike, *, memory: int = 1 << 30, progress: Progress | None = None) -> int:
+    def remove(self, ids: ArrayLike, *, memory: int | None = None, progress: Progress | None = None) -> int:
         """Remove entries by their ids, integers [n]; ids that are not there are passed over. Returns how many went."""
         unwanted = sorted_ids(ids, "remove")
         with locked(self.folder, new=False, force=False):

@@ -13,6 +13,7 @@ Shapes: n codes of the sample, h held-out ones, M symbols, K codewords, D dimens
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,6 +35,7 @@ from qinco_core.index.additive import (
 )
 from qinco_core.index.pairwise import Pairwise, quantize
 from qinco_core.index.recode import BOOKS, recode
+from qinco_core.memory import share
 from qinco_core.progress import Progress
 from qinco_core.store.pairwise import MOST_TABLES
 
@@ -69,10 +71,11 @@ class FitConfig(Frozen):
     def rows(self, model: ModelConfig) -> int:
         """Codes of the sample.
 
-        As many as `sample` says, but no more than fill 512 MiB with residuals, nor than tables of this size need.
+        As many as `sample` says, but no more than fill 512 MiB with residuals, or an eighth of the memory that there
+        is, nor than tables of this size need.
         """
         enough = max(1024 * model.K, 64 * model.K**2 if self.tables else 0)
-        return max(1, min(self.sample, _MOST_SAMPLE_BYTES // (4 * model.D), enough))
+        return max(1, min(self.sample, share(_MOST_SAMPLE_BYTES, 8) // (4 * model.D), enough))
 
 
 @dataclass(frozen=True)
@@ -137,14 +140,14 @@ def fit_pairwise(codec: Codec, codes: Array, seen: Part, held: Part, config: Fit
 def errors(codec: Codec, decoder: Pairwise, part: Part) -> dict[str, float]:
     """The MSE of the centroids, both look-up decoders and the network on some vectors."""
     symbols, lists = codec.split(part.codes)
-    additive = decoder.additive(symbols, lists)
-    looks = {
-        "centroid": decoder.centroids_LD[np.zeros(len(symbols), int) if lists is None else lists],
-        "additive": additive,
-        "pairwise": additive + decoder.interactions(symbols, lists),
-        "network": codec.decode(part.codes),
+    # called one after the other, so that one of them at a time is in memory
+    looks: dict[str, Callable[[], Floats]] = {
+        "centroid": lambda: decoder.centroids_LD[np.zeros(len(symbols), int) if lists is None else lists],
+        "additive": lambda: decoder.additive(symbols, lists),
+        "pairwise": lambda: decoder.additive(symbols, lists) + decoder.interactions(symbols, lists),
+        "network": lambda: codec.decode(part.codes),
     }
-    return {name: round(mean_square(part.vectors - look), 3) for name, look in looks.items()}
+    return {name: round(mean_square(part.vectors - look()), 3) for name, look in looks.items()}
 
 
 class _Fit:

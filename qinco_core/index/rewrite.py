@@ -22,6 +22,7 @@ from qinco_core.index.coarse import Coarse
 from qinco_core.index.lists import EntrySource, count_lists, write_lists
 from qinco_core.index.pairwise import Pairwise
 from qinco_core.index.probe import group_centroids
+from qinco_core.memory import share
 from qinco_core.progress import Progress
 from qinco_core.store import Header, Parent, Store, read_header
 from qinco_core.store.folder import codes_header
@@ -29,6 +30,8 @@ from qinco_core.store.index import StoredIndex, file_entry, remove_unnamed, save
 
 # an HNSW graph over fewer centroids than this is of no use
 GRAPH_FROM = 256
+# what sorting takes where nothing else is said and memory is not short
+_MEMORY = 1 << 30
 Origin = tuple[Parent, Path | None]
 
 
@@ -36,9 +39,15 @@ class Writer:
     """Writes one generation of an index; the caller holds `store.index.locked`."""
 
     def __init__(
-        self, folder: Path, codec: Codec, additive_MKD: NDArray[np.float32], pairwise: Pairwise | None, memory: int
+        self,
+        folder: Path,
+        codec: Codec,
+        additive_MKD: NDArray[np.float32],
+        pairwise: Pairwise | None,
+        memory: int | None,
     ) -> None:
-        self._folder, self._codec, self._memory = folder, codec, memory
+        self._folder, self._codec = folder, codec
+        self._memory = share(_MEMORY) if memory is None else memory
         self._additive = additive_MKD
         self.centroids = _centroids(codec)
         self.estimator = Estimator(codec, self.centroids, additive_MKD, pairwise)

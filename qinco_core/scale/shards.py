@@ -1,4 +1,4 @@
-"""Encoding in shards that need not know of one another, and one file of codes of what they leave.
+"""Encoding in shards that need not know of one another.
 
 Every shard makes whole parts of a folder of codes (`qinco_core.store.folder`), the same files whoever makes them.
 """
@@ -11,15 +11,10 @@ from typing import Any
 from qinco_core.api import Codec
 from qinco_core.config import EncodeConfig
 from qinco_core.errors import UsageError
-from qinco_core.files import check_output
 from qinco_core.jobs import Rows, check_assign, check_dimension, encode_to_artifact
 from qinco_core.progress import Progress
-from qinco_core.store import CodesFolder, create_codes, open_codes
 from qinco_core.store.folder import Manifest, begin_folder, has_part, part_notes, part_path
 from qinco_core.vectors import VectorFile
-
-# codes copied together when parts are merged, a whole number of their chunks
-_MERGED_ROWS = 1 << 17
 
 
 def encode_to_folder(
@@ -69,43 +64,3 @@ def encode_to_folder(
         path, notes = part_path(folder, number), part_notes(number)
         encode_to_artifact(codec, section, path, progress=progress, notes=notes, **how)
     return len(missing)
-
-
-def merge_codes(folder: Path, path: Path, *, progress: Progress, force: bool = False, resume: bool = False) -> str:
-    """Make one file of codes of the parts in a folder, which stay; returns its fingerprint.
-
-    Args:
-        folder: all parts are there.
-        path: the artifact.
-        progress: told of every batch.
-        force: overwrite an artifact, or drop an unfinished job.
-        resume: continue an unfinished job.
-
-    Raises:
-        ArtifactError: a part is missing or damaged; else as of `create_codes`.
-    """
-    check_output(path, force=force)
-    with open_codes(folder) as codes:
-        if not isinstance(codes, CodesFolder):
-            raise UsageError(f"{folder} is one file already; name a folder of parts")
-        manifest = codes.manifest
-        writer = create_codes(
-            path,
-            spec=manifest.spec,
-            count=manifest.count,
-            with_ids=manifest.with_ids,
-            source_stamp=codes.header.fingerprint,
-            resume=resume,
-            force=force,
-            created=manifest.created,
-        )
-        progress.begin("merging", manifest.count, "codes")
-        progress.advance(writer.done)
-        with writer:
-            for start in range(writer.done, len(codes), _MERGED_ROWS):
-                rows = codes.rows(start, min(start + _MERGED_ROWS, len(codes)))
-                writer.append(*rows)
-                progress.advance(len(rows.codes))
-        progress.end()
-    assert writer.header is not None
-    return writer.header.fingerprint

@@ -68,6 +68,11 @@ class CodesWriter:
     def __len__(self) -> int:
         return self._hash.count + self._held
 
+    @property
+    def with_ids(self) -> bool:
+        """Whether every row needs an id."""
+        return self._journal.job.with_ids
+
     def append(self, codes: Codes, ids: ArrayLike | None = None, lists: ArrayLike | None = None) -> None:
         """Add rows.
 

@@ -131,6 +131,24 @@ class Journal:
         )
 
 
+def read_journal(path: Path) -> tuple[Job, int] | None:
+    """The job of a journal, and how many rows its whole chunks have; None where there is none, or no job in it yet.
+
+    Raises:
+        ArtifactError: the file is no journal.
+        StorageError: it cannot be read.
+    """
+    if not path.is_file():
+        return None
+    with storage_errors(path), path.open("rb") as handle:
+        magic, line = handle.read(len(_MAGIC)), handle.readline(1 << 20)
+        size = os.fstat(handle.fileno()).st_size
+    if _is_new(magic, line):
+        return None
+    job = _job(magic, line, path)
+    return job, (size - len(magic) - len(line)) // (job.chunk_bytes + DIGEST_BYTES) * job.chunk_rows
+
+
 def open_journal(path: Path, job: Job, *, resume: bool, force: bool) -> Journal:
     """Open the journal of a job: the one that is there, when it may be continued, or a new one.
 
@@ -172,8 +190,8 @@ def _begin(handle: BinaryIO, path: Path, job: Job) -> Journal:
 
 def _continued(handle: BinaryIO, path: Path, job: Job, *, resume: bool, force: bool) -> Journal | None:
     magic, line = handle.read(len(_MAGIC)), handle.readline(1 << 20)
-    if _MAGIC.startswith(magic) and not line.endswith(b"\n"):
-        return None  # new, or killed before anything was done
+    if _is_new(magic, line):
+        return None
     if not resume:
         if force:
             return None
@@ -189,19 +207,29 @@ def _continued(handle: BinaryIO, path: Path, job: Job, *, resume: bool, force: b
     return Journal(path, handle, kept, len(magic) + len(line))
 
 
-def _same_job(magic: bytes, line: bytes, path: Path, job: Job) -> None:
+def _is_new(magic: bytes, line: bytes) -> bool:
+    """Whether nothing is there yet, or whoever began was killed before anything was done."""
+    return _MAGIC.startswith(magic) and not line.endswith(b"\n")
+
+
+def _job(magic: bytes, line: bytes, path: Path) -> Job:
     foreign = ArtifactError(f"{path} is no unfinished job of this qinco; start over with --force")
     if magic != _MAGIC:
         raise foreign
     try:
-        was = Job(**json.loads(line))
-        # to JSON and back, as the other one was
-        wanted = Job(**json.loads(canonical_json(asdict(job))))
-        sizes = was.chunk_bytes, wanted.chunk_bytes
+        job = Job(**json.loads(line))
+        size = job.chunk_bytes
     except (ValueError, TypeError, KeyError):
         raise foreign from None
-    if sizes[0] <= 0:
+    if size <= 0:
         raise foreign
+    return job
+
+
+def _same_job(magic: bytes, line: bytes, path: Path, job: Job) -> None:
+    was = _job(magic, line, path)
+    # to JSON and back, as the other one was
+    wanted = Job(**json.loads(canonical_json(asdict(job))))
     before, now = asdict(was) | was.spec, asdict(wanted) | wanted.spec
     differing = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
     differing = [name for name in differing if name not in ("chunk_rows", "spec")]

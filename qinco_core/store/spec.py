@@ -20,6 +20,7 @@ from qinco_core.store.lists import Lists, check_lists, list_bits, pack_lists
 
 Codes = NDArray[np.uint8]
 Ids = NDArray[np.int64]
+_FOUND_OUT = ("agreement",)
 
 
 class CodeRows(NamedTuple):
@@ -81,6 +82,11 @@ class CodesSpec(Frozen):
     def code_bytes(self) -> int:
         """Bytes of one packed code, ceil(M log2 K / 8)."""
         return ModelConfig(D=self.D, M=self.M, K=self.K).code_bytes
+
+    @property
+    def job(self) -> CodesSpec:
+        """Without what `encoder` says that is found out and may differ between runs of one job."""
+        return self.model_copy(update={"encoder": {k: v for k, v in self.encoder.items() if k not in _FOUND_OUT}})
 
     @property
     def bytes_per_vector(self) -> float:

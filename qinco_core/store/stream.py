@@ -1,8 +1,9 @@
 """Codes on their way between processes and machines: an Arrow IPC stream.
 
-The schema's metadata says what the codes are; after the last batch comes a closing record without rows
-whose metadata holds the count and a checksum of everything, then Arrow's end-of-stream mark. A stream
-without these was cut. Memory is bounded by one batch at both ends.
+The schema's metadata says what the codes are and with which row of their source they begin. The metadata of every
+batch holds the count and a checksum of everything so far, so that what came before a cut can be kept; after the last
+one comes a closing record of the same kind without rows, then Arrow's end-of-stream mark. A stream without these was
+cut. Memory is bounded by one batch at both ends.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def _schema(metadata: Mapping[str, str], spec: CodesSpec, *, with_ids: bool) -> 
     return pa.schema(fields, metadata=dict(metadata))
 
 
-def _metadata(spec: CodesSpec, count: int | None) -> dict[str, str]:
+def _metadata(spec: CodesSpec, count: int | None, first: int | None, row_ids: bool) -> dict[str, str]:
     values = {
         "kind": "codes",
         "format_version": str(FORMAT_VERSION),
@@ -69,6 +70,10 @@ def _metadata(spec: CodesSpec, count: int | None) -> dict[str, str]:
         values["ivf_K"] = str(spec.ivf_K)
     if count is not None:
         values["count"] = str(count)
+    if first is not None:
+        values["first"] = str(first)
+    if row_ids:
+        values["ids"] = "rows"
     return {_PREFIX + name: value for name, value in values.items()}
 
 
@@ -81,15 +86,26 @@ class StreamWriter:
     """Writes codes to a pipe or file; a context manager whose normal end closes the stream properly.
 
     When the block raises, the closing record is left out, so that the reader sees a cut stream. The
-    sink itself stays open. A sink that is a broken pipe raises `BrokenPipeError`.
+    sink itself stays open. A sink that is a broken pipe raises `BrokenPipeError`. `count` is the number of codes
+    where it is known, `first` the number of the first one's row in its source, and `row_ids` says that ids are these
+    numbers.
     """
 
-    def __init__(self, sink: BinaryIO, spec: CodesSpec, *, with_ids: bool, count: int | None) -> None:
+    def __init__(
+        self,
+        sink: BinaryIO,
+        spec: CodesSpec,
+        *,
+        with_ids: bool,
+        count: int | None,
+        first: int | None = None,
+        row_ids: bool = False,
+    ) -> None:
         self.spec = spec
         self.with_ids = with_ids
         self._sink = sink
         self._count = count
-        self._metadata = _metadata(spec, count)
+        self._metadata = _metadata(spec, count, first, row_ids)
         self._schema = _schema(self._metadata, spec, with_ids=with_ids)
         self._hash = ContentHash(with_ids=with_ids, with_lists=spec.ivf_K > 0)
         self._writer: Any = None
@@ -124,7 +140,10 @@ class StreamWriter:
         ]
         return pa.RecordBatch.from_arrays(columns, schema=self._schema)
 
-    def _send(self, batch: Any, metadata: dict[str, str] | None = None) -> None:
+    def _send(self, batch: Any) -> None:
+        """Send a batch whose rows are hashed already."""
+        metadata = {"count": str(self._hash.count), "checksum": _checksum(self._metadata, self._hash)}
+        metadata = {_PREFIX + name: value for name, value in metadata.items()}
         with storage_errors(getattr(self._sink, "name", "the output stream")):
             self._writer.write_batch(batch, custom_metadata=metadata)
 
@@ -136,8 +155,7 @@ class StreamWriter:
             np.empty(0, np.int64) if self.with_ids else None,
             np.empty(0, np.int32) if self.spec.ivf_K else None,
         )
-        checksum = _checksum(self._metadata, self._hash)
-        self._send(self._batch(none), {f"{_PREFIX}count": str(self._hash.count), f"{_PREFIX}checksum": checksum})
+        self._send(self._batch(none))
         with storage_errors(getattr(self._sink, "name", "the output stream")):
             self._writer.close()
             self._sink.flush()
@@ -157,9 +175,9 @@ class StreamWriter:
 class StreamReader:
     """Reads codes from a pipe or file, batch by batch; iterate it once, to its end.
 
-    `spec`, `with_ids` and `count` (None where the sender did not know it) are there at once. Batches
-    are `CodeRows`, read-only. Only when the iteration has ended without an error is the stream known
-    to be whole.
+    `spec`, `with_ids`, `count` (None where the sender did not know it), `first` and `row_ids` (as of `StreamWriter`)
+    are there at once. Batches are `CodeRows`, read-only. Only when the iteration has ended without an error is the
+    stream known to be whole; where `first` is not None, each batch is known to be what was sent.
 
     Raises:
         StreamError: it is no stream of codes, or was cut, or damaged; also while iterating.
@@ -174,6 +192,9 @@ class StreamReader:
             self._metadata = {k.decode(): v.decode() for k, v in (schema.metadata or {}).items()}
             self.spec, self.count = self._parse()
             self.with_ids = "id" in schema.names
+            first = self._metadata.get(f"{_PREFIX}first")
+            self.first = None if first is None else int(first)
+            self.row_ids = self._metadata.get(f"{_PREFIX}ids") == "rows"
         except ArtifactVersionError:
             raise
         except (ValueError, KeyError, TypeError) as error:
@@ -201,11 +222,15 @@ class StreamReader:
         content = ContentHash(with_ids=self.with_ids, with_lists=self.spec.ivf_K > 0)
         batches = self._reader.iter_batches_with_custom_metadata()
         while (item := _guarded(lambda: next(batches, None))) is not None:
-            if item.custom_metadata is not None:
-                _guarded(lambda: self._check_end(item.custom_metadata, content, next(batches, None)))
-                return
             rows = _guarded(lambda: self._rows(item.batch))
             content.update(rows)
+            if item.custom_metadata is not None:
+                _guarded(lambda: self._check_mark(item.custom_metadata, content))
+                if not len(rows.codes):
+                    _guarded(lambda: self._check_end(content, next(batches, None)))
+                    return
+            elif self.first is not None:  # older streams have a checksum at their end alone
+                raise StreamError("the stream was damaged: a batch has no checksum; send it again")
             yield rows
         raise StreamError(f"the stream was cut after {content.count} codes; send it again")
 
@@ -225,16 +250,19 @@ class StreamReader:
         except UsageError as error:
             raise StreamError(f"the stream was damaged: {error}; send it again") from error
 
-    def _check_end(self, closing: Any, content: ContentHash, further: Any) -> None:
-        said = {key.decode(): value.decode() for key, value in closing.items()}
-        if further is not None or self._inlet.tail != _END:
-            raise StreamError(f"the stream does not end after its {content.count} codes; send it again")
-        declared = content.count if self.count is None else self.count
-        announced = int(said[f"{_PREFIX}count"])
-        if not announced == content.count == declared:
-            raise StreamError(f"the stream lost codes: {content.count} of {announced} came; send it again")
+    def _check_mark(self, mark: Any, content: ContentHash) -> None:
+        said = {key.decode(): value.decode() for key, value in mark.items()}
+        sent = int(said[f"{_PREFIX}count"])
+        if sent != content.count:
+            raise StreamError(f"the stream lost codes: {content.count} of {sent} came; send it again")
         if said[f"{_PREFIX}checksum"] != _checksum(self._metadata, content):
             raise StreamError("the stream was damaged: its checksum is wrong; send it again")
+
+    def _check_end(self, content: ContentHash, further: Any) -> None:
+        if further is not None or self._inlet.tail != _END:
+            raise StreamError(f"the stream does not end after its {content.count} codes; send it again")
+        if self.count is not None and content.count != self.count:
+            raise StreamError(f"the stream lost codes: {content.count} of {self.count} came; send it again")
 
 
 def _data(batch: Any, column: int) -> Any:

@@ -18,6 +18,7 @@ from qinco_core.codec.precision import Plan
 from qinco_core.config import ModelConfig, TrainConfig, validation_size
 from qinco_core.distributed import current
 from qinco_core.errors import UsageError
+from qinco_core.memory import share
 from qinco_core.progress import Progress
 from qinco_core.training.neighbors import Neighbors
 from qinco_core.vectors import VectorFile
@@ -28,8 +29,10 @@ _BLOCK = 1 << 16
 _DRAWN = 256
 # vectors assigned to lists between two questions whether to stop
 _ASSIGNED = 1 << 13
-# what the initialisation may hold in memory, and how large a training set is kept there
+# what the initialisation may hold in memory, and how large a training set is kept there; less where memory is short
 _SAMPLE_BYTES, _KEPT_BYTES = 2 << 30, 1 << 30
+# parts of the memory that are taken for them, and for a block of vectors as float64 with what is made of it
+_SAMPLE_PART, _KEPT_PART, _BLOCK_PART, _BLOCK_COPIES = 12, 8, 8, 4
 # more vectors than this are not learned by heart: if others have more error, these are of another kind
 _FEW = 1 << 20
 
@@ -59,7 +62,8 @@ class TrainingData:
             raise UsageError(f"batches of {self.batch} vectors for {self._group.size} processes: start fewer of them")
         self._seed = config.seed
         self._epoch = -1
-        self._small = N * self.train.dim * self.train.dtype.itemsize <= _KEPT_BYTES
+        kept = min(self._group.each(share(_KEPT_BYTES, _KEPT_PART)))  # all processes have to draw alike
+        self._small = N * self.train.dim * self.train.dtype.itemsize <= kept
         self._drawn = 1 if self._small else min(_DRAWN, self.batch)
         self.batch -= self.batch % self._drawn
         self.few = self._small and N <= _FEW
@@ -82,13 +86,14 @@ class TrainingData:
 
         def assigned(vectors: VectorFile) -> Tensor:
             lists = torch.zeros(len(vectors), dtype=torch.int32)
-            for rows in torch.arange(len(vectors)).split(_ASSIGNED * size):
+            for start in range(0, len(vectors), _ASSIGNED * size):
                 if stop():
                     raise KeyboardInterrupt
-                if len(own := rows[rank * _ASSIGNED :][:_ASSIGNED]):
-                    v = vectors.read(int(own[0]), int(own[-1]) + 1)
-                    lists[own] = engine.assign(torch.from_numpy(v)).int()
-                progress.advance(len(rows))
+                own = range(start, min(start + _ASSIGNED * size, len(vectors)))[rank * _ASSIGNED :][:_ASSIGNED]
+                if own:
+                    v = vectors.read(own.start, own.stop)
+                    lists[own.start : own.stop] = engine.assign(torch.from_numpy(v)).int()
+                progress.advance(min(_ASSIGNED * size, len(vectors) - start))
             self._group.add(lists)
             return lists
 
@@ -144,23 +149,36 @@ class TrainingData:
 
     def check_val(self) -> None:
         """Read the validation vectors once, so that damage or NaN among them ends a run before it starts."""
-        for _ in self.val.batches(_BLOCK):
+        for _ in self.val.batches(_block_rows(self.val)):
             pass
 
     def sample(self, network: Network, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
         """Normalised training vectors for the initialisation, all of them or as many as fit in 2 GiB; their lists.
 
-        Each process gets its share of them.
+        Where memory is short it is a twelfth of it, beside which there is room to work. Each process gets its share
+        of them.
         """
         N, D = len(self), self.train.dim
-        fits = max(network.config.K, _SAMPLE_BYTES // (4 * D))
-        every = torch.arange(N) if fits >= N else torch.randperm(N, generator=generator)[:fits].sort().values
+        room = min(self._group.each(share(_SAMPLE_BYTES, _SAMPLE_PART)))
+        fits = max(network.config.K, int(room) // (4 * D))
+        every = torch.arange(N) if fits >= N else self._scattered(fits, generator)
         rows = self._group.share(every).numpy()
         x = torch.empty(len(rows), D, device=network.mean.device)
-        for start in range(0, len(rows), _BLOCK):
-            block = torch.from_numpy(self.train.take(rows[start : start + _BLOCK])).to(network.mean.device)
+        step = _block_rows(self.train)
+        for start in range(0, len(rows), step):
+            block = torch.from_numpy(self.train.take(rows[start : start + step])).to(network.mean.device)
             x[start : start + len(block)] = network.normalize(block)
         return x, None if self.lists is None else self.lists[rows].long().to(x.device)
+
+    def _scattered(self, rows: int, generator: torch.Generator) -> Tensor:
+        """Random rows in ascending order, those together that are drawn together."""
+        first = torch.randperm(len(self) // self._drawn, generator=generator)[: -(-rows // self._drawn)].sort().values
+        return (first[:, None] * self._drawn + torch.arange(self._drawn)).flatten()[:rows]
+
+
+def _block_rows(vectors: VectorFile) -> int:
+    """How many vectors are looked at together."""
+    return max(1, min(_BLOCK, share(1 << 62, _BLOCK_PART) // (8 * _BLOCK_COPIES * vectors.dim)))
 
 
 def check_training(vectors: VectorFile, model: ModelConfig, config: TrainConfig) -> None:
@@ -184,8 +202,9 @@ def normalisation(vectors: VectorFile, rules: str) -> tuple[Tensor, Tensor]:
     group = current()
     total, squares = np.zeros(D), 0.0
     low, high = np.inf, -np.inf
-    for start in range(group.rank * _BLOCK, N, group.size * _BLOCK):
-        block = vectors.read(start, min(start + _BLOCK, N))
+    step = int(min(group.each(_block_rows(vectors))))
+    for start in range(group.rank * step, N, group.size * step):
+        block = vectors.read(start, min(start + step, N))
         v = block.astype(np.float64)
         total += v.sum(0)
         squares += float(np.square(v).sum())

@@ -245,7 +245,7 @@ class SegmentRows:
                 os.close(self._open.popitem(last=False)[1])
             path = self._parts.files[file]
             try:
-                descriptor = os.open(path, os.O_RDONLY)
+                descriptor = os.open(str(path), os.O_RDONLY)
             except OSError as error:
                 raise StorageError(f"{path} cannot be read ({error.strerror}); it was there before") from error
             try:

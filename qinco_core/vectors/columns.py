@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,7 +29,7 @@ class Column:
     dtype: DType
     D: int | None
 
-    def matching(self, other: Column, path: Path, first: Path) -> Column:
+    def matching(self, other: Column, path: object, first: object) -> Column:
         """What is known from this column of the file `first` and from that of another file.
 
         Raises:

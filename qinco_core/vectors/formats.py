@@ -13,9 +13,11 @@ import numpy as np
 from qinco_core.errors import UsageError
 from qinco_core.vectors import arrow, bin, hdf5, npy, npz, parquet, records, vecs
 from qinco_core.vectors.base import DTYPES, Array, DType, Feed, Rows, WriteRows
+from qinco_core.vectors.remote import RemoteFile, address_name, is_address, split_address
 from qinco_core.vectors.spill import with_count
 
 OpenRows = Callable[[str, Sequence[Path], str | None], tuple[Rows, str | None]]
+OpenRemote = Callable[[RemoteFile, str | None], tuple[Rows, str | None]]
 ReadIds = Callable[[str, Sequence[Path], str | None], Array]
 
 
@@ -29,6 +31,7 @@ class Format:
         write: writes a file of it to an open handle.
         holds: the dtypes it can hold.
         key: what `::` names in a file of it; empty where there is nothing to name.
+        remote: the rows of a file at an address and a key, where ranges of its bytes are enough.
         feed: the rows that come through a pipe, where it can be read from one.
         read_ids: the ids in a file of it, where it can have some.
         folders: whether a folder of its files is one source.
@@ -44,6 +47,7 @@ class Format:
     write: WriteRows
     holds: tuple[DType, ...] = DTYPES
     key: str = ""
+    remote: OpenRemote | None = None
     feed: Callable[[BinaryIO, str], Feed] | None = None
     read_ids: ReadIds | None = None
     folders: bool = False
@@ -82,6 +86,7 @@ def _records(
         partial(records.open_rows, read_header=read_header, format=name),
         partial(records.write_rows, write_header=write_header, prefixed=prefixed),
         holds,
+        remote=partial(records.open_remote, read_header=read_header, format=name),
         feed=partial(records.RecordFeed, read_header=read_header),
         counted=not prefixed,
     )
@@ -136,6 +141,7 @@ FORMATS: dict[str, Format] = {
             parquet.open_rows,
             parquet.write_rows,
             key="column",
+            remote=parquet.open_remote,
             read_ids=parquet.read_ids,
             folders=True,
             with_ids=True,
@@ -169,6 +175,8 @@ def detect_format(path: str | Path, format: str | None = None) -> str:
         if format not in FORMATS:
             raise UsageError(f"no format {format!r}; there are {known}")
         return format
+    if is_address(path):
+        path = address_name(split_address(str(path))[0])
     extension = Path(path).suffix.lower()
     if extension not in _BY_EXTENSION:
         before, _, _ = str(path).rpartition("::")
@@ -177,6 +185,13 @@ def detect_format(path: str | Path, format: str | None = None) -> str:
         said = f"the extension {extension!r} is of no known format" if extension else "there is no extension"
         raise UsageError(f"{path}: {said}; name the format with --format: {known}")
     return _BY_EXTENSION[extension]
+
+
+def source_stem(source: str) -> str:
+    """The name of a path or an address without its extension, and without a key: what is made of it is called so."""
+    if is_address(source):
+        return Path(address_name(split_address(source)[0])).stem
+    return Path(source.partition("::")[0]).stem
 
 
 def split_key(source: str | Path) -> tuple[Path, str | None]:

@@ -13,6 +13,7 @@ from qinco_core.files import existing_file, write_all
 from qinco_core.vectors.base import Array
 from qinco_core.vectors.formats import FORMATS, detect_format, split_key
 from qinco_core.vectors.reader import locate
+from qinco_core.vectors.remote import is_address, shown
 
 Ids = npt.NDArray[np.int64]
 _READERS = {name: format.read_ids for name, format in FORMATS.items() if format.read_ids}
@@ -31,6 +32,8 @@ def read_ids(source: str | Path, format: str | None = None) -> Ids:
             format that has none.
         VectorFileError: damaged, or an id is null.
     """
+    if is_address(source):
+        raise UsageError(f"{shown(str(source))}: ids are read from files only; fetch the file first")
     path, _ = split_key(source)
     is_npy = _is_npy(source) if format is None else detect_format(source, format) == "npy"
     ids = _from_npy(path) if is_npy else _from_column(source, format)

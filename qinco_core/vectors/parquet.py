@@ -34,6 +34,7 @@ from qinco_core.vectors.columns import (
     vectors_of,
 )
 from qinco_core.vectors.parts import Mark, Parts, mark_of
+from qinco_core.vectors.remote import File, RemoteFile
 from qinco_core.vectors.spill import Spill
 
 _PIECE_BYTES = 4 << 20
@@ -41,7 +42,7 @@ _GROUP_BYTES = 64 << 20
 _READ_BYTES = 1 << 20
 
 
-def open_rows(name: str, files: Sequence[Path], key: str | None) -> tuple[Rows, str | None]:
+def open_rows(name: str, files: Sequence[File], key: str | None) -> tuple[Rows, str | None]:
     """The rows of column `key`, or of the only one of lists of numbers, and the column's name.
 
     Only the footers are read, and the first row where the column's type does not tell D.
@@ -73,6 +74,16 @@ def open_rows(name: str, files: Sequence[Path], key: str | None) -> tuple[Rows, 
     return ParquetRows(files, marks, chosen, layout, groups), chosen
 
 
+def open_remote(file: RemoteFile, key: str | None) -> tuple[Rows, str | None]:
+    """The rows of a file at an address, as of `open_rows`.
+
+    Raises:
+        UsageError, VectorFileError: as of `open_rows`.
+        StorageError: the server refuses, or cannot be reached.
+    """
+    return open_rows(file.address, [file], key)
+
+
 def read_ids(name: str, files: Sequence[Path], key: str | None) -> Array:
     """The ids in column `key`, in one called id, or in the only column of integers.
 
@@ -91,10 +102,11 @@ def read_ids(name: str, files: Sequence[Path], key: str | None) -> Array:
     return np.concatenate(found) if found else np.empty(0, np.int64)
 
 
-def _open(path: Path) -> Any:
-    with path.open("rb") as handle:
-        refuse_signature(handle.read(4), "parquet", str(path))
-    return pq.ParquetFile(path, buffer_size=_READ_BYTES, pre_buffer=False, page_checksum_verification=True)
+def _open(file: File) -> Any:
+    with file.open("rb") as handle:
+        refuse_signature(handle.read(4), "parquet", str(file))
+    source = file if isinstance(file, Path) else file.open()
+    return pq.ParquetFile(source, buffer_size=_READ_BYTES, pre_buffer=False, page_checksum_verification=True)
 
 
 class ParquetRows:
@@ -102,7 +114,7 @@ class ParquetRows:
 
     def __init__(
         self,
-        files: Sequence[Path],
+        files: Sequence[File],
         marks: Sequence[Mark],
         column: str,
         layout: Layout,

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from qinco_core.errors import InputNotFoundError, UsageError, VectorFileError
+from qinco_core.vectors.remote import File, RemoteFile
 
 
 def find_parts(folder: Path, extensions: dict[str, tuple[str, ...]]) -> tuple[str, list[Path]]:
@@ -45,11 +46,16 @@ def _natural(path: Path) -> list[tuple[int, str]]:
     return [(int(piece), "") if i % 2 else (0, piece) for i, piece in enumerate(pieces)]
 
 
-Mark = tuple[int, int, int, int]
+Mark = tuple[int, int, int, int] | tuple[int, str]
 
 
-def mark_of(file: Path | int) -> Mark:
-    """What tells a file, a path or an open descriptor, from another one that takes its place."""
+def mark_of(file: File | int) -> Mark:
+    """What tells a file, a path or an open descriptor, from another one that takes its place.
+
+    Of a file at an address it is what it was when it was opened: its server is not asked again.
+    """
+    if isinstance(file, RemoteFile):
+        return file.size, file.mark
     facts = os.fstat(file) if isinstance(file, int) else file.stat()
     return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns
 
@@ -60,7 +66,7 @@ class Parts:
     `marks` are those of the files before they were first read.
     """
 
-    def __init__(self, files: Sequence[Path], marks: Sequence[Mark], counts: Sequence[int], column: str) -> None:
+    def __init__(self, files: Sequence[File], marks: Sequence[Mark], counts: Sequence[int], column: str) -> None:
         self.files = list(files)
         self._marks = list(marks)
         self.starts = np.concatenate([[0], np.cumsum(np.asarray(counts, np.int64))])

@@ -17,6 +17,7 @@ from qinco_core.files import existing_file
 from qinco_core.vectors.base import Array, DType, Rows, broken, check_batch, check_range, first_broken, window
 from qinco_core.vectors.formats import FORMATS, Format, detect_format, split_key
 from qinco_core.vectors.parts import find_parts
+from qinco_core.vectors.remote import RemoteFile, is_address, remote_file, shown, split_address
 
 
 class VectorFile:
@@ -138,18 +139,21 @@ def open_vectors(
 ) -> VectorFile:
     """Open `limit` vectors of a file after the first `skip`; the format is told by extension or `format`.
 
-    `source` may be `file.hdf5::dataset`, `file.npz::array`, `file.parquet::column`, and a folder of Parquet
-    or Arrow files. Sizes are checked against headers; of the vectors nothing else is read yet. A limit
-    beyond the end is clipped.
+    `source` may be `file.hdf5::dataset`, `file.npz::array`, `file.parquet::column`, a folder of Parquet or Arrow
+    files, and an address that fsspec knows, `s3://bucket/base.fbin`, of a file of records or of Parquet: of it no more
+    is fetched than what is read. Sizes are checked against headers; of the vectors nothing else is read yet. A
+    limit beyond the end is clipped.
 
     Raises:
         InputNotFoundError: nothing is there.
         UsageError: unknown format, no such dataset, or a skip or limit that leaves nothing.
         VectorFileError: empty, truncated, malformed, or not of that format.
-        StorageError: it may not be read, or no room is left in $TMPDIR to unpack what is compressed.
+        StorageError: it may not be read, a server refuses or gives no ranges, or no room is left in $TMPDIR to
+            unpack what is compressed.
+        DependencyError: an address wants a package that is not installed.
     """
     found = locate(source, format)
-    rows, key = found.format.open(found.name, found.files, found.key)
+    rows, key = found.open()
     name, identity = found.name, found.identity
     if key is not None:
         name, identity = f"{name}::{key.lstrip('/')}", f"{identity} {key}"
@@ -159,13 +163,24 @@ def open_vectors(
 
 @dataclass(frozen=True)
 class Found:
-    """A source that is there: its name, format, files, the key after `::`, and what identifies the files."""
+    """A source that is there: its name, format, files, the key after `::`, and what identifies the files.
+
+    What lies at an address has no files, but is `remote`.
+    """
 
     name: str
     format: Format
     files: list[Path]
     key: str | None
     identity: str
+    remote: RemoteFile | None = None
+
+    def open(self) -> tuple[Rows, str | None]:
+        """The rows, and the name that the key came to."""
+        if self.remote is None:
+            return self.format.open(self.name, self.files, self.key)
+        assert self.format.remote is not None
+        return self.format.remote(self.remote, self.key)
 
 
 def locate(source: str | Path, format: str | None = None) -> Found:
@@ -173,10 +188,14 @@ def locate(source: str | Path, format: str | None = None) -> Found:
 
     Raises:
         InputNotFoundError: nothing is there.
-        UsageError: unknown format, or a key where there is nothing to name.
+        UsageError: unknown format, a key where there is nothing to name, or an address of a format that cannot be
+            read by ranges.
         VectorFileError: a file is empty.
         StorageError: a file may not be read.
+        DependencyError: an address wants a package that is not installed.
     """
+    if is_address(source):
+        return _locate_remote(str(source), format)
     path, key = split_key(source)
     if path.is_dir() and (format is None or FORMATS[detect_format(path, format)].folders):
         format, files = find_parts(
@@ -186,15 +205,32 @@ def locate(source: str | Path, format: str | None = None) -> Found:
         format, files = detect_format(path, format), [path]
         existing_file(path)
     chosen = FORMATS[format]
-    if key is not None and not chosen.key:
-        keyed = ", ".join(f.name for f in FORMATS.values() if f.key)
-        raise UsageError(f"{source}: {format} has nothing to name with ::, only {keyed} have: write {path}")
+    _check_key(chosen, key, str(source), str(path))
     facts = [_facts(file) for file in files]
     identity = f"{facts[0][0]} bytes at {facts[0][1]}"
     if path.is_dir():
         mark = hashlib.blake2b(repr(facts).encode(), digest_size=16).hexdigest()
         identity = f"{sum(size for size, _ in facts)} bytes in {len(files)} files {mark}"
     return Found(str(path), chosen, files, key, identity)
+
+
+def _locate_remote(source: str, format: str | None) -> Found:
+    address, key = split_address(source)
+    chosen, name = FORMATS[detect_format(address, format)], shown(address)
+    _check_key(chosen, key, source, name)
+    if chosen.remote is None:
+        ranged = ", ".join(f.name for f in FORMATS.values() if f.remote)
+        raise UsageError(
+            f"{name}: {chosen.name} cannot be read from an address, only {ranged} can: fetch the file first"
+        )
+    file = remote_file(address)
+    return Found(name, chosen, [], key, f"{file.size} bytes at {file.mark or address}", file)
+
+
+def _check_key(format: Format, key: str | None, source: str, path: str) -> None:
+    if key is not None and not format.key:
+        keyed = ", ".join(f.name for f in FORMATS.values() if f.key)
+        raise UsageError(f"{source}: {format.name} has nothing to name with ::, only {keyed} have: write {path}")
 
 
 def _facts(path: Path) -> tuple[int, int]:

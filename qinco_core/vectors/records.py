@@ -17,6 +17,7 @@ from qinco_core.errors import VectorFileError
 from qinco_core.files import write_all
 from qinco_core.vectors.base import Append, Array, Layout, Outline, Rows, read_up_to
 from qinco_core.vectors.mapped import MappedRows
+from qinco_core.vectors.remote import RangedRows, RemoteFile
 
 ReadHeader = Callable[[BinaryIO, str], Layout]
 WriteHeader = Callable[[Layout], bytes]
@@ -51,6 +52,21 @@ def _fit(layout: Layout, size: int, format: str, name: str) -> Layout:
             f"{name}: {what}. It is truncated or not {format}: make it again, or name the format: --format"
         )
     return dataclasses.replace(layout, count=count)
+
+
+def open_remote(file: RemoteFile, key: str | None, *, read_header: ReadHeader, format: str) -> tuple[Rows, str | None]:
+    """The rows of a file at an address, whose size must agree with its header.
+
+    Raises:
+        VectorFileError: truncated, malformed, not of that format, or in Fortran order.
+        StorageError: the server refuses, or cannot be reached.
+    """
+    name = file.address
+    layout = _fit(read_header(file.head(), name), file.size, format, name)
+    rows = RangedRows(file, layout, name)
+    if layout.prefixed and layout.count:
+        rows.gather(np.array([layout.count - 1]))
+    return rows, key
 
 
 class RecordFeed:

@@ -16,6 +16,7 @@ from qinco_core.files import atomic_output, storage_errors
 from qinco_core.vectors.base import DTYPES, MAX_D, Append, Array, DType, Outline, check_dtype, check_finite
 from qinco_core.vectors.formats import FORMATS, Format, detect_format, split_key
 from qinco_core.vectors.pipe import Outlet
+from qinco_core.vectors.remote import is_address, shown
 
 _BLOCK_ROWS = 65_536
 
@@ -133,12 +134,14 @@ def output_path(target: str | Path, format: str | None = None) -> Path:
     """The file that `open_writer` writes for a target: what may stand after `::` is no part of it.
 
     Raises:
-        UsageError: an unknown format.
+        UsageError: an unknown format, or an address.
     """
     return _split(target, FORMATS[detect_format(target, format)])[0]
 
 
 def _split(target: str | Path, format: Format) -> tuple[Path, str | None]:
+    if is_address(target):
+        raise UsageError(f"{shown(str(target))}: only files are written; name one, and upload it")
     return split_key(target) if format.key else (Path(target), None)
 
 

@@ -4,6 +4,7 @@ import io
 import os
 import threading
 import tracemalloc
+from pathlib import Path
 
 import hypothesis.strategies as st
 import numpy as np
@@ -113,12 +114,27 @@ def test_without_its_end_a_stream_is_refused(spec, rows):
 
 
 def test_a_batch_that_was_lost_is_noticed(spec, rows):
-    codes = rows[0]
-    whole = sent(spec, codes, batch=25)
-    batch = len(whole) - len(sent(spec, codes[:75], batch=25))
-    at = whole.index(codes[25].tobytes())
-    with pytest.raises(StreamError, match="lost codes: 75 of"):
-        received(whole[:at] + whole[at + batch :])
+    whole = sent(spec, rows[0], batch=25)
+    begin, end = (whole.rindex(b"\xff\xff\xff\xff", 0, whole.index(rows[0][n].tobytes())) for n in (25, 50))
+    with pytest.raises(StreamError, match="lost codes: 50 of 75"):
+        received(whole[:begin] + whole[end:])
+
+
+def test_a_damaged_batch_is_not_given_out(spec, rows):
+    raw = bytearray(sent(spec, rows[0], batch=25))
+    raw[raw.index(rows[0][60].tobytes())] ^= 1
+    found = []
+    with pytest.raises(StreamError, match="checksum is wrong"):
+        found.extend(StreamReader(io.BytesIO(raw)))
+    assert sum(len(part.codes) for part in found) == 50
+
+
+@pytest.mark.parametrize("kind", ["codes", "lists"])
+def test_a_stream_with_a_checksum_at_its_end_alone_is_read(kind):
+    """As the first streams were: no row numbers, and no checksum of every batch."""
+    with (Path(__file__).parent / "golden" / "v1" / f"{kind}.arrow").open("rb") as file:
+        reader = StreamReader(file)
+        assert reader.first is None and sum(len(part.codes) for part in reader) == 25
 
 
 def test_counts_are_kept(spec, rows):
