@@ -55,6 +55,12 @@ def encode(
             "slurm: as the job's environment says. [default: under torchrun, its rank]",
         ),
     ] = None,
+    engine: opt.EngineOption = "local",
+    address: opt.AddressOption = None,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", metavar="N", help="Ray workers at the same time. [default: all there is room for]"),
+    ] = None,
     A: opt.AOption = None,
     B: opt.BOption = None,
     exact: opt.ExactOption = False,
@@ -76,17 +82,22 @@ def encode(
 ) -> None:
     """Compress vectors to codes of M·log2 K bits."""
     from qinco_cli.console import Console, print_json
+    from qinco_core.errors import UsageError
     from qinco_core.jobs import Rows, check_assign, check_dimension, check_raw
 
     _check_options(out, name, raw=raw, resume=resume, ids=ids)
-    place = opt.shard(shard)
-    if place is not None:
-        _check_shard(out, raw=raw, force=force)
+    ray = opt.on_ray(engine, address)
+    place = None if ray and shard is None else opt.shard(shard)
+    if place is not None or ray:
+        _check_parts(out, raw=raw, force=force, shard=shard, ray=ray)
+    if workers is not None and (workers < 1 or not ray):
+        raise UsageError(f"--workers {workers} cannot be: 1 or more, of --engine ray")
     with opt.open_source(xb, format, skip, limit) as source, Console(quiet) as console:
         target = _target(xb, out, name, store, raw)
-        if place is not None and target is not None:
-            target = _shard_folder(target) if out is None else target
-        codec = opt.open_codec(model, store, device=device, precision=precision, threads=threads)
+        if (place is not None or ray) and target is not None:
+            target = target if out is not None else _parts_folder(target)
+        hardware: dict[str, Any] = {"device": device, "precision": precision, "threads": threads}
+        codec = opt.open_codec(model, store, **hardware | ({"threads": threads or 1} if ray else {}))
         search = opt.search_options(codec, A, B, exact)
         check_dimension(codec, source)
         check_assign(codec, assign)
@@ -100,8 +111,9 @@ def encode(
         console.note(f"encoding on {codec.plan}; {beam}")
         started = time.perf_counter()
         how: dict[str, Any] = {"search": search, "assign": assign, "progress": console}
-        if place is not None and target is not None:
-            _encode_shard(codec, rows, target, place, how, json_)
+        if (place is not None or ray) and target is not None:
+            cluster = {"address": address, "workers": workers} if ray else None
+            _encode_parts(codec, rows, target, place, cluster, how, json_)
             return
         fingerprint = _run(codec, rows, target, how, raw=raw, force=force, resume=resume)
         seconds = time.perf_counter() - started
@@ -131,16 +143,21 @@ def _ids(ids: str | None, source: VectorSource, skip: int) -> Any:
     return numbers[skip:] if whole else numbers
 
 
-def _check_shard(out: str | None, *, raw: bool, force: bool) -> None:
+def _check_parts(out: str | None, *, raw: bool, force: bool, shard: str | None, ray: bool) -> None:
     from qinco_core.errors import UsageError
 
+    if shard is not None and ray:
+        raise UsageError("--engine ray shares out all parts by itself: leave --shard out")
     if raw or out == "-":
-        raise UsageError("a shard is parts of a folder: leave out --raw and -o -, or --shard")
+        raise UsageError(
+            "a shard is parts of a folder, and so is what Ray's workers make: leave out --raw and -o -, or --shard and "
+            "--engine"
+        )
     if force:
         raise UsageError("shards share a folder, which none of them may drop: remove it yourself, without --force")
 
 
-def _shard_folder(file: Path) -> Path:
+def _parts_folder(file: Path) -> Path:
     """The folder of parts of codes in the store whose file is `file`."""
     from qinco_core.errors import OutputExistsError
 
@@ -150,19 +167,31 @@ def _shard_folder(file: Path) -> Path:
     return folder
 
 
-def _encode_shard(
-    codec: Codec, rows: Rows, folder: Path, place: tuple[int, int], how: dict[str, Any], as_json: bool
+def _encode_parts(
+    codec: Codec,
+    rows: Rows,
+    folder: Path,
+    place: tuple[int, int] | None,
+    cluster: dict[str, Any] | None,
+    how: dict[str, Any],
+    as_json: bool,
 ) -> None:
     from qinco_cli.console import print_json
+    from qinco_core.scale.encode import encode_on_cluster
     from qinco_core.scale.shards import encode_to_folder
 
     started = time.perf_counter()
+    place = place or (0, 1)
     try:
-        made = encode_to_folder(codec, rows, folder, place, **how)
+        if cluster is not None:
+            made = encode_on_cluster(codec, rows, folder, **how, **cluster)
+        else:
+            made = encode_to_folder(codec, rows, folder, place, **how)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("interrupted; the same command makes what is missing") from None
     seconds = time.perf_counter() - started
-    how["progress"].note(f"shard {place[0]} of {place[1]}: made {made} parts of {folder} in {seconds:.1f} s")
+    who = "Ray" if cluster else f"shard {place[0]} of {place[1]}"
+    how["progress"].note(f"{who}: made {made} parts of {folder} in {seconds:.1f} s")
     if as_json:
         print_json({"output": str(folder), "shard": list(place), "parts": made, "seconds": round(seconds, 3)})
 

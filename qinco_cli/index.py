@@ -42,6 +42,10 @@ def index(
         str | None,
         typer.Option("--ids", metavar="FILE.npy", help="64-bit ids, one a code. [default: those of the codes]"),
     ] = None,
+    shards: Annotated[
+        int | None,
+        typer.Option("--shards", metavar="N", help="Divide the index into N, which may be searched by many machines."),
+    ] = None,
     memory: Annotated[
         str | None,
         typer.Option(
@@ -77,7 +81,7 @@ def index(
     folder = out or Store.locate(store).index
     hardware: dict[str, Any] = {"device": device, "precision": precision, "threads": threads}
     changes = {"add": add, "remove": remove, "export": export}
-    building = {"CODES": codes, "--train": train, "--dry-run": dry_run or None}
+    building = {"CODES": codes, "--train": train, "--dry-run": dry_run or None, "--shards": shards}
     _check_options(changes, building | ({} if add else {"--ids": ids}))
     budget = opt.room(memory)
     if any(value is not None for value in changes.values()):
@@ -95,9 +99,9 @@ def index(
             return
         console = stack.enter_context(Console(quiet))
         started = time.perf_counter()
-        build = {"ids": opt.read_ids(ids), "memory": budget, "force": force, "progress": console}
+        build: dict[str, Any] = {"ids": opt.read_ids(ids), "memory": budget, "force": force, "progress": console}
         with _saying_what_is_done(folder, ["building"]):
-            opened = stack.enter_context(Index.build(folder, codec, source, **books, **build))
+            opened = stack.enter_context(Index.build(folder, codec, source, **books, **build, shards=shards))
         seconds = time.perf_counter() - started
         console.note(f"wrote {folder} in {seconds:.1f} s")
         _finish(opened, {"seconds": round(seconds, 3)}, console, json_)
@@ -145,6 +149,8 @@ def _change(
     from qinco_core.index.faiss_export import check_export
 
     facts: dict[str, Any] = {}
+    said = {"add": "added to", "remove": "removed from", "export": "exported"}
+    opened.check_whole(next(word for name, word in said.items() if changes[name] is not None))
     tuned = bool(opened.front)
     # what may be refused is, before anything is changed: a second try would add the codes twice
     more_ids, gone = opt.read_ids(ids), opt.read_ids(changes["remove"])
@@ -202,7 +208,7 @@ def _finish(opened: Index, facts: dict[str, Any], console: Console, as_json: boo
     from qinco_cli.console import print_json, size
 
     N = len(opened)
-    total = sum(path.stat().st_size for path in opened.folder.iterdir())
+    total = sum(path.stat().st_size for path in opened.folder.rglob("*") if path.is_file())
     width = opened.bytes_per_entry
     console.note(
         f"{N:,} vectors in {opened.nlist:,} lists, {width:g} bytes each; {size(total)} with centroids and codebooks"

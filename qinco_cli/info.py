@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,7 @@ from qinco_cli import options as opt
 
 if TYPE_CHECKING:
     from qinco_core.datasets import Dataset
+    from qinco_core.store.index import StoredIndex
 
 
 def register(app: typer.Typer) -> None:
@@ -82,8 +84,8 @@ def _artifact(path: Path, header: Any) -> dict[str, Any]:
         facts |= header.config | {"tables": len(decoders.tables_TRD), "training": decoders.training}
     elif header.kind == "centroids":
         facts |= header.config | {"training": load_centroids(path).training}
-    elif header.kind == "index":
-        facts |= _index(path)
+    elif header.kind in ("index", "index shards"):
+        facts |= _index(path) if header.kind == "index" else _shards(path)
     else:
         facts["config"] = header.config
     return facts
@@ -107,16 +109,28 @@ def _index(path: Path) -> dict[str, Any]:
     from qinco_core.store.index import load_index
 
     stored = load_index(path)
-    sources = [f"{source['kind']} {source['path'] or 'of unknown place'}" for source in stored.config["sources"]]
-    size = sum(array.nbytes for array in stored.flat.values())
-    return {
-        "vectors": len(stored.flat["ids"]),
-        "lists": len(stored.arrays["centroids"]),
-        "bytes per vector": size / max(1, len(stored.flat["ids"])),
-        "made from": sources,
-        "operating points": len(stored.front),
-        "model": stored.config["model"],
-    }
+    facts = _entries([stored]) | {"made from": _sources(stored.config), "operating points": len(stored.front)}
+    return facts | {"model": stored.config["model"]}
+
+
+def _shards(path: Path) -> dict[str, Any]:
+    from qinco_core.store.shards import load_shards
+
+    stored = load_shards(path)
+    facts = {"shards": len(stored.shards)} | _entries(stored.shards)
+    return facts | {"made from": _sources(stored.config), "model": stored.config["model"]}
+
+
+def _entries(shards: Sequence[StoredIndex]) -> dict[str, Any]:
+    """What is in one or more indexes."""
+    count = sum(len(shard.flat["ids"]) for shard in shards)
+    size = sum(array.nbytes for shard in shards for array in shard.flat.values())
+    lists = len(shards[0].arrays["centroids"])
+    return {"vectors": count, "lists": lists, "bytes per vector": size / max(1, count)}
+
+
+def _sources(config: dict[str, Any]) -> list[str]:
+    return [f"{source['kind']} {source['path'] or 'of unknown place'}" for source in config["sources"]]
 
 
 def _unfinished(path: Path) -> dict[str, Any]:

@@ -76,6 +76,18 @@ AtOption = Annotated[
     int, typer.Option("--at", metavar="K", help="Results among which the true neighbour counts, for --recall.")
 ]
 
+EngineOption = Annotated[
+    str, typer.Option("--engine", metavar="local|ray", help="Where the work is done: here, or on a Ray cluster.")
+]
+AddressOption = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        metavar="auto|ADDRESS",
+        help="The Ray cluster. [default: $RAY_ADDRESS, or one started on this machine for as long as it takes]",
+    ),
+]
+
 
 def example(text: str) -> str:
     """The end of a command's help; the mark keeps it in one line, to be copied."""
@@ -149,6 +161,21 @@ def shard(text: str | None) -> tuple[int, int] | None:
     if not match or int(match[1]) >= int(match[2]):
         raise UsageError(f"{text!r} is no shard: write I/N, from 0/N to N-1/N")
     return int(match[1]), int(match[2])
+
+
+def on_ray(engine: str, address: str | None) -> bool:
+    """Whether a Ray cluster is to do the work.
+
+    Raises:
+        UsageError: there is no such engine, or an address of none.
+    """
+    from qinco_core.errors import UsageError
+
+    if engine not in ("local", "ray"):
+        raise UsageError(f"no engine {engine!r}; there are local and ray")
+    if engine == "local" and address is not None:
+        raise UsageError("--address is of a Ray cluster: add --engine ray, or leave it out")
+    return engine == "ray"
 
 
 def check_metric(name: str) -> Metric:

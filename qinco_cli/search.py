@@ -80,6 +80,8 @@ def search(
         int | None,
         typer.Option("--batch", metavar="N", help="Queries searched together. [default: 1000, without an index 16384]"),
     ] = None,
+    engine: opt.EngineOption = "local",
+    address: opt.AddressOption = None,
     model: opt.ModelOption = None,
     pairwise: opt.PairwiseOption = None,
     store: opt.StoreOption = None,
@@ -102,10 +104,13 @@ def search(
     asked = {"nprobe": nprobe, "ef": ef, "n_mid": n_mid, "n_short": n_short, "n_exact": n_exact, "rerank": rerank}
     target = _target(out, name, store, force, as_json=json_, measuring=groundtruth is not None)
     hardware = {"device": device, "precision": precision, "threads": threads}
+    ray = opt.on_ray(engine, address)
     with ExitStack() as stack:
         console = stack.enter_context(Console(quiet))
         source = stack.enter_context(opt.open_source(xq, format, skip, limit, "queries"))
         searcher, label = _searcher(stack, console, index, codes, model, pairwise, store, hardware)
+        if ray:
+            searcher = _on_cluster(stack, searcher, pairwise, address, threads)
         size = _batch_size(batch, searcher)
         given = {name: value for name, value in asked.items() if value is not None}
         params = _params(searcher, given, recall, at, k, metric, size, console)
@@ -188,6 +193,19 @@ def _searcher(
     hint = "" if codes else "no index in the store, "
     console.note(f"{hint}searching all {len(found):,} codes of {file.path}; qinco index makes searches faster")
     return found, str(file.path)
+
+
+def _on_cluster(
+    stack: ExitStack, searcher: Index | Exhaustive, pairwise: Path | None, address: str | None, threads: int | None
+) -> Index:
+    """The index, searched by a Ray cluster."""
+    from qinco_core.errors import UsageError
+    from qinco_core.index.exhaustive import Exhaustive
+    from qinco_core.scale.search import on_cluster
+
+    if isinstance(searcher, Exhaustive):
+        raise UsageError("--engine ray searches an index in shards, and all codes are searched here: leave it out")
+    return stack.enter_context(on_cluster(searcher, pairwise=pairwise, address=address, threads=threads))
 
 
 def _batch_size(asked: int | None, searcher: Index | Exhaustive) -> int:

@@ -90,6 +90,7 @@ def tune(
         opened = stack.enter_context(
             Index.open(index or Store.locate(store).index, model=model, pairwise=pairwise, **hardware)
         )
+        opened.check_whole("tuned")
         window = {"format": format, "skip": skip, "limit": limit}
         asked = Setting(at, 1 if single else batch, opened.codec.plan.threads, opt.check_metric(metric))
         queries, truth = _queries(xq, groundtruth, base, opened, window, asked.metric, console)

@@ -88,6 +88,10 @@ class DependencyError(QincoError, ImportError):
     """An optional package that this needs and that is not installed."""
 
 
+class ClusterError(QincoError, RuntimeError):
+    """A cluster that cannot be reached, is too small, or loses its workers again and again."""
+
+
 class DeviceError(UsageError):
     """A device or precision that this machine does not have."""
 

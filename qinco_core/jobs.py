@@ -5,12 +5,13 @@ Shapes: n rows of a batch, N vectors in all, D dimension, M symbols.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,12 +24,15 @@ from qinco_core.progress import Progress
 from qinco_core.store import CodeRows, StreamWriter, create_codes
 from qinco_core.vectors import VectorFile, VectorSource, VectorWriter
 
+if TYPE_CHECKING:
+    from qinco_core.index.coarse import Coarse
+
 Codes = NDArray[np.uint8]
 Ids = NDArray[np.int64]
 Lists = NDArray[np.int32]
 
 # vectors between two looks at the progress, and codes decoded together
-_ENCODE_ROWS = {"cpu": 2048, "cuda": 1 << 16}
+ENCODE_ROWS = {"cpu": 2048, "cuda": 1 << 16}
 _DECODE_ROWS = 1 << 14
 # first vectors that lists found by HNSW are compared with the exact ones of
 _COMPARED_ROWS = 10_000
@@ -129,13 +133,20 @@ def assigner(codec: Codec, source: VectorSource, method: str, progress: Progress
         return Assigner(), source
     if method == "exact":
         return Assigner(notes={"assign": method}), source
-    from qinco_core.index.coarse import Coarse
-
-    coarse = Coarse(centroids, threads=codec.plan.threads, device=codec.plan.device.type)
-    head, source = _peek(source, _ENCODE_ROWS[codec.plan.device.type])
+    coarse = _coarse(codec)
+    head, source = _peek(source, ENCODE_ROWS[codec.plan.device.type])
     share = round(coarse.agreement(head), 4)
     progress.note(f"HNSW gives {share:.2%} of the first {len(head):,} vectors the list of the nearest centroid")
     return Assigner(lambda v: coarse.assign(v, method="hnsw"), {"assign": method}, {"agreement": share}), source
+
+
+@functools.lru_cache(maxsize=1)
+def _coarse(codec: Codec) -> Coarse:
+    """The coarse search of an IVF model, whose graph takes a while to build; the last one stays."""
+    from qinco_core.index.coarse import Coarse
+
+    assert codec.centroids is not None
+    return Coarse(codec.centroids, threads=codec.plan.threads, device=codec.plan.device.type)
 
 
 def check_assign(codec: Codec, method: str) -> None:
@@ -227,7 +238,7 @@ def encode_to_artifact(
     with writer:
         writer.record(**lists.measured)
         rows = replace(rows, source=source)
-        _encode(codec, rows, writer, search, progress, lists, done=writer.done, with_ids=rows.ids is not None)
+        encode_to_sink(codec, rows, writer, search, progress, lists, done=writer.done, with_ids=rows.ids is not None)
     assert writer.header is not None
     return writer.header.fingerprint
 
@@ -253,12 +264,12 @@ def encode_to_stream(
     lists, source = assigner(codec, rows.source, assign, progress)
     rows = replace(rows, source=source)
     if raw:
-        _encode(codec, rows, RawSink(sink), search, progress, lists, with_ids=False)
+        encode_to_sink(codec, rows, RawSink(sink), search, progress, lists, with_ids=False)
         return
     spec = codec.spec(source.dtype, search, **lists.notes, **lists.measured)
     place: dict[str, Any] = {"count": source.count, "first": rows.first, "row_ids": rows.ids is None}
     with StreamWriter(sink, spec, with_ids=True, **place) as writer:
-        _encode(codec, rows, writer, search, progress, lists, with_ids=True)
+        encode_to_sink(codec, rows, writer, search, progress, lists, with_ids=True)
 
 
 def check_raw(codec: Codec) -> None:
@@ -274,7 +285,7 @@ def check_raw(codec: Codec) -> None:
         )
 
 
-def _encode(
+def encode_to_sink(
     codec: Codec,
     rows: Rows,
     sink: CodeSink,
@@ -285,12 +296,17 @@ def _encode(
     done: int = 0,
     with_ids: bool,
 ) -> None:
+    """Encode batch by batch to a sink, what comes after the `done` first rows; `lists` are from `assigner`.
+
+    Raises:
+        VectorFileError: there are no rows, or one is damaged.
+    """
     source = rows.source
     progress.begin("encoding", source.count, "vectors")
     progress.advance(done)
     if done and isinstance(source, VectorFile):
         source = source.section(done, len(source))
-    for v in source.batches(_ENCODE_ROWS[codec.plan.device.type]):
+    for v in source.batches(ENCODE_ROWS[codec.plan.device.type]):
         codes = codec.encode(v, search=search, lists=None if lists.find is None else lists.find(v))
         sink.append(*codec.pack_rows(codes, rows.row_ids(done, done + len(v)) if with_ids else None))
         done += len(v)

@@ -61,6 +61,18 @@ def import_pyplot() -> ModuleType:
     return _load("matplotlib.pyplot", "Matplotlib", install)
 
 
+def import_ray() -> ModuleType:
+    """The `ray` module, with its reports to its makers switched off unless the user has set them on.
+
+    Raises:
+        DependencyError: it is not installed or does not load.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # keep Ray from warning that it will some day leave CUDA_VISIBLE_DEVICES alone where no GPU is asked for
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    return _load("ray", "Ray", 'pip install "qinco[ray]"')
+
+
 def import_summary_writer() -> Any:
     """The class `torch.utils.tensorboard.SummaryWriter`.
 

@@ -93,10 +93,10 @@ def test_only_the_console_knows_rich() -> None:
     ],
     ids=["import", "help", "train help"],
 )
-def test_neither_torch_nor_faiss_is_loaded_by(work: str) -> None:
+def test_neither_torch_nor_faiss_nor_ray_is_loaded_by(work: str) -> None:
     program = f"""
 import atexit, sys
-atexit.register(lambda: print("loaded:", sorted({{"torch", "faiss"}} & sys.modules.keys())))
+atexit.register(lambda: print("loaded:", sorted({{"torch", "faiss", "ray"}} & sys.modules.keys())))
 {work}
 """
     done = subprocess.run(

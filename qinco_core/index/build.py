@@ -123,7 +123,7 @@ class CodesSource:
     """The entries of a file of codes."""
 
     def __init__(self, codes: StoredCodes, estimator: Estimator, ids: Array | None = None, first_id: int = 0) -> None:
-        """Take codes and the ids of their rows: those given, else their own, else numbers from `first_id` on.
+        """Take all codes and the ids of their rows: those given, else their own, else numbers from `first_id` on.
 
         Raises:
             UsageError: there are not as many ids as codes, or they are no integers, or too large.
@@ -136,6 +136,16 @@ class CodesSource:
             raise UsageError(f"{codes.path} would get ids from {first_id} on, which 64 bits do not hold: give it ids")
         self._codes, self._estimator, self._ids, self._first = codes, estimator, ids, first_id
         self._scales: dict[str, Scale] = {}
+        self._rows = range(len(codes))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def part(self, rows: range) -> CodesSource:
+        """The entries of some consecutive rows, with the ids that they have here."""
+        part = CodesSource(self._codes, self._estimator, self._ids, self._first)
+        part._rows = rows
+        return part
 
     def scales(self) -> dict[str, Scale]:
         """How the residual norms of such codes are stored: by a sample of chunks from beginning to end."""
@@ -171,8 +181,8 @@ class CodesSource:
                 yield Entries(lists, ids, {"codes": rows.codes, **norms})
 
     def _batches(self) -> Iterator[tuple[CodeRows, Array]]:
-        row = 0
-        for rows in self._codes.batches(_ROWS):
+        row = self._rows.start
+        for rows in self._codes.batches(_ROWS, self._rows.start, self._rows.stop):
             n = len(rows.codes)
             if self._ids is not None:
                 ids = np.asarray(self._ids[row : row + n]).astype(np.int64)

@@ -10,32 +10,31 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from qinco_core.api import Codec
-from qinco_core.config import Metric, ModelConfig, SearchConfig
-from qinco_core.errors import DimensionError, LineageError, UsageError
+from qinco_core.config import ModelConfig, SearchConfig
+from qinco_core.errors import LineageError, UsageError
 from qinco_core.index import tune
 from qinco_core.index.build import CodesSource, IndexSource
-from qinco_core.index.cascade import METRICS, Candidates, Cascade
+from qinco_core.index.cascade import Cascade
 from qinco_core.index.faiss_export import export_faiss
-from qinco_core.index.found import Found, Stage, check_queries, chosen_ids, sorted_ids
-from qinco_core.index.kernels import Chosen
+from qinco_core.index.found import sorted_ids
 from qinco_core.index.pairwise import Pairwise
 from qinco_core.index.pairwise_fit import FitConfig
 from qinco_core.index.rewrite import Origin, Writer, centroids_of, identity, needed, origins, unchanged
+from qinco_core.index.searching import Searching
+from qinco_core.index.stages import Scorer
 from qinco_core.index.training_codes import fit_to_vectors
 from qinco_core.progress import Progress, Silent
-from qinco_core.store import Header, open_codes
-from qinco_core.store.index import StoredIndex, load_index, locked, save_manifest
+from qinco_core.store import Header, open_codes, read_header
+from qinco_core.store.index import MANIFEST, StoredIndex, existing_index, load_index, locked, save_manifest
+from qinco_core.store.shards import KIND as SHARDS
+from qinco_core.store.shards import load_shards
 from qinco_core.vectors import VectorFile
 
-# queries that go through the cascade together
-_QUERIES = 1024
 
-
-class Index:
+class Index(Searching):
     """An open index; a context manager. Searches may run in several threads at once.
 
     Attributes:
@@ -53,6 +52,11 @@ class Index:
 
     def _use(self, stored: StoredIndex) -> None:
         self._open = Cascade(stored, self.codec, self._pairwise)
+
+    @property
+    def scorer(self) -> Scorer:
+        """What scores the entries, as they are now."""
+        return self._cascade
 
     @property
     def _cascade(self) -> Cascade:
@@ -75,6 +79,7 @@ class Index:
         pairwise: str | Path | None = None,
         train: VectorFile | None = None,
         ids: NDArray[Any] | None = None,
+        shards: int | None = None,
         memory: int | None = None,
         force: bool = False,
         progress: Progress | None = None,
@@ -88,6 +93,8 @@ class Index:
             pairwise: a pairwise artifact, which has the additive codebooks too; or
             train: vectors to fit the additive codebooks to; they are encoded here.
             ids: of the codes, integers [N]; by default those in the artifact, or row numbers.
+            shards: make as many indexes of consecutive rows each, to be searched as one, by one machine or many
+                (`index.sharded`).
             memory: bytes that sorting may take, by default 1 GiB or a quarter of all; more passes where it is little.
             force: replace an index.
             progress: told of every pass.
@@ -95,7 +102,7 @@ class Index:
         Raises:
             LineageError: codes or pairwise decoder are of another model.
             OutputExistsError: there is an index, and `force` is false.
-            UsageError: neither `pairwise` nor `train` is given, or ids do not fit.
+            UsageError: neither `pairwise` nor `train` is given, or ids do not fit; or fewer codes than shards.
         """
         progress = progress or Silent()
         codec = codec if isinstance(codec, Codec) else Codec.load(codec)
@@ -112,11 +119,16 @@ class Index:
             writer = Writer(folder, codec, additive, decoder, memory)
             source = CodesSource(file, writer.estimator, ids)
             scales = source.scales()
-            source.use(scales)
             made_from: list[Origin] = [(codec.identity, codec.path), (identity(file.header), file.path)]
             made_from += centroids_of(codec)
             if decoder is not None and decoder.header is not None and pairwise is not None:
                 made_from.append((identity(decoder.header), Path(pairwise)))
+            if shards is not None:
+                from qinco_core.index.sharded import ShardedIndex, write_shards
+
+                write_shards(folder, shards, writer, source, scales, made_from, progress)
+                return ShardedIndex(load_shards(folder), codec, decoder)
+            source.use(scales)
             writer.create([source], scales, made_from, progress)
         return cls(load_index(folder), codec, decoder)
 
@@ -131,7 +143,7 @@ class Index:
         precision: str = "auto",
         threads: int | None = None,
     ) -> Index:
-        """Open an index.
+        """Open an index, in shards or not.
 
         Args:
             path: its folder.
@@ -146,33 +158,26 @@ class Index:
             ArtifactError: a file is damaged.
             LineageError: the model, the codes or the pairwise decoder were replaced since.
         """
-        stored = load_index(path)
-        # of the codes those that it was built from: what was added since may well be written over by what comes next
-        for parent, where in origins(stored, "codes")[:1] + origins(stored, "centroids"):
-            unchanged(stored, parent, where)
-        ((parent, where),) = origins(stored, "model")
-        if not isinstance(model, Codec):
-            found = needed(stored, parent, where) if model is None else Path(model)
-            model = Codec.load(found, device=device, precision=precision, threads=threads)
-        if model.identity != parent:
-            raise LineageError(
-                f"{stored.folder} was made with the model {parent.fingerprint}, not with {model.identity.fingerprint}; "
-                "use that model, or build the index again: qinco index --force"
-            )
-        decoder = None
-        for parent, where in origins(stored, "pairwise"):
-            found = needed(stored, parent, where) if pairwise is None else Path(pairwise)
-            decoder = _load_pairwise(found, model)
-            if decoder.header is None or identity(decoder.header) != parent:
-                raise LineageError(
-                    f"{stored.folder} was made with the pairwise decoder {parent.fingerprint}, which {found} is not; "
-                    "use that one, or build the index again: qinco index --force"
-                )
-        return cls(stored, model, decoder)
+        hardware: dict[str, Any] = {"device": device, "precision": precision, "threads": threads}
+        folder = existing_index(path)
+        if read_header(folder / MANIFEST).kind == SHARDS:
+            from qinco_core.index.sharded import ShardedIndex
+
+            return ShardedIndex.load(folder, model, pairwise, **hardware)
+        stored = load_index(folder)
+        codec, decoder = opened_with(stored, model, pairwise, **hardware)
+        return cls(stored, codec, decoder)
+
+    def check_whole(self, what: str) -> None:
+        """Check that the index is not in shards, which cannot be tuned, exported and so on; `what` says it.
+
+        Raises:
+            UsageError: it is.
+        """
 
     def __len__(self) -> int:
         """Entries N."""
-        return len(self._stored.flat["ids"])
+        return self.scorer.count
 
     @property
     def header(self) -> Header:
@@ -202,12 +207,12 @@ class Index:
     @property
     def nlist(self) -> int:
         """Number of lists; 1 without an IVF."""
-        return len(self._stored.arrays["offsets"]) - 1
+        return self.scorer.nlist
 
     @property
     def max_id(self) -> int:
         """The largest id, -1 of an empty index."""
-        return int(self._stored.config["max_id"])
+        return self.scorer.max_id
 
     @property
     def bytes_per_entry(self) -> float:
@@ -255,103 +260,6 @@ class Index:
         if params.rerank in ("qinco", "exact") and params.n_short:
             total += 3 * sum(array.nbytes for array in self.codec.network.to_arrays().values())
         return total
-
-    def search(
-        self,
-        xq: NDArray[Any],
-        k: int = 10,
-        params: SearchConfig | None = None,
-        *,
-        metric: Metric = "l2",
-        allow: ArrayLike | None = None,
-        deny: ArrayLike | None = None,
-        originals: VectorFile | None = None,
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """The k nearest entries of every query.
-
-        Args:
-            xq: queries [nq, D], any real dtype.
-            k: results a query.
-            params: the operating point.
-            metric: "l2", "ip" or "cosine".
-            allow: the only ids to find; or
-            deny: ids not to find.
-            originals: the original vectors, numbered by the ids, for `rerank="exact"`.
-
-        Returns:
-            Distances float32 [nq, k] and ids int64 [nq, k]. "l2" distances are squared and ascending, similarities
-            descend; of results that the last stage did not reach they are the estimates of the stage before. Missing
-            results have id −1 and distance inf, or −inf.
-
-        Raises:
-            DimensionError: the queries are not the index's.
-            UsageError: a parameter is wrong.
-            VectorFileError: a query holds NaN or infinity.
-        """
-        limits = {"allow": allow, "deny": deny}
-        found = self.search_stages(xq, k, params, metric=metric, originals=originals, ranked=False, **limits)
-        return found.distances, found.ids
-
-    def search_stages(
-        self,
-        xq: NDArray[Any],
-        k: int = 10,
-        params: SearchConfig | None = None,
-        *,
-        metric: Metric = "l2",
-        allow: ArrayLike | Chosen | None = None,
-        deny: ArrayLike | None = None,
-        originals: VectorFile | None = None,
-        ranked: bool = True,
-    ) -> Found:
-        """`search`, with the time of every stage and, if `ranked`, its ranking.
-
-        For many searches for the same ids `found.chosen_ids` sorts them once; its result goes in as `allow`.
-        """
-        cascade = self._cascade
-        ids, nlist = cascade.ids, len(cascade.stored.arrays["offsets"]) - 1
-        params = params or SearchConfig(nprobe=min(16, nlist))
-        q = check_queries(xq, k, dim=self.dim, count=len(ids))
-        self._check(params, metric, originals, nlist, int(cascade.stored.config["max_id"]))
-        chosen = chosen_ids(allow, deny)
-        distances, found = np.empty((len(q), k), np.float32), np.empty((len(q), k), np.int64)
-        rankings: dict[str, list[NDArray[np.int64]]] = {}
-        seconds: dict[str, float] = {}
-
-        def see(name: str, spent: float, candidates: Candidates) -> None:
-            seconds[name] = seconds.get(name, 0.0) + spent
-            ranking = _ids(ids, candidates.best(k)[1]) if ranked else np.empty((0, k), np.int64)
-            rankings.setdefault(name, []).append(ranking)
-
-        for at in range(0, len(q), _QUERIES):
-            rows = slice(at, at + _QUERIES)
-            score, place = cascade.run(q[rows], k, params, metric, chosen, originals, see).best(k)
-            distances[rows], found[rows] = score, _ids(ids, place)
-        if metric == "l2":
-            np.maximum(distances, 0, out=distances)
-        else:
-            np.negative(distances, out=distances)
-        spent = tuple(Stage(name, seconds[name], np.concatenate(parts)) for name, parts in rankings.items())
-        return Found(distances, found, spent)
-
-    def _check(self, params: SearchConfig, metric: str, originals: VectorFile | None, nlist: int, max_id: int) -> None:
-        if metric not in METRICS:
-            raise UsageError(f"no metric {metric!r}; there are {', '.join(METRICS)}")
-        if params.nprobe > nlist:
-            raise UsageError(f"nprobe = {params.nprobe}, but the index has {nlist} lists: use 1 to {nlist}")
-        if params.rerank == "pairwise" and self._pairwise is None:
-            raise UsageError(f"{self.folder} has no pairwise decoder: build it with one (qinco pairwise, qinco index)")
-        if params.rerank != "exact":
-            return
-        if originals is None:
-            raise UsageError("re-ranking by original vectors needs them: give their file")
-        if originals.dim != self.dim:
-            raise DimensionError(f"{originals.name} has dimension {originals.dim}, but the index has {self.dim}")
-        if max_id >= len(originals):
-            raise UsageError(
-                f"{originals.name} has {len(originals)} vectors, but the index has the id {max_id}: ids must "
-                "be row numbers of the original vectors"
-            )
 
     def add(
         self,
@@ -437,11 +345,33 @@ class Index:
         self.close()
 
 
+def opened_with(
+    stored: StoredIndex, model: Codec | str | Path | None, pairwise: str | Path | None, **hardware: Any
+) -> tuple[Codec, Pairwise | None]:
+    """The model and the pairwise decoder that an index was made with; arguments and errors as of `Index.open`."""
+    # of the codes those that it was built from: what was added since may well be written over by what comes next
+    for parent, where in origins(stored, "codes")[:1] + origins(stored, "centroids"):
+        unchanged(stored, parent, where)
+    ((parent, where),) = origins(stored, "model")
+    if not isinstance(model, Codec):
+        model = Codec.load(needed(stored, parent, where) if model is None else Path(model), **hardware)
+    if model.identity != parent:
+        raise LineageError(
+            f"{stored.folder} was made with the model {parent.fingerprint}, not with {model.identity.fingerprint}; "
+            "use that model, or build the index again: qinco index --force"
+        )
+    decoder = None
+    for parent, where in origins(stored, "pairwise"):
+        found = needed(stored, parent, where) if pairwise is None else Path(pairwise)
+        decoder = _load_pairwise(found, model)
+        if decoder.header is None or identity(decoder.header) != parent:
+            raise LineageError(
+                f"{stored.folder} was made with the pairwise decoder {parent.fingerprint}, which {found} is not; "
+                "use that one, or build the index again: qinco index --force"
+            )
+    return model, decoder
+
+
 def _load_pairwise(path: str | Path, codec: Codec) -> Pairwise:
     assert codec.header is not None
     return Pairwise.load(path, codec.header, codec.centroids).for_search()
-
-
-def _ids(ids: NDArray[Any], place: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The ids of places, −1 for the place −1."""
-    return np.where(place < 0, -1, ids[np.maximum(place, 0)]).astype(np.int64)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -48,30 +49,42 @@ class Writer:
     ) -> None:
         self._folder, self._codec = folder, codec
         self._memory = share(_MEMORY) if memory is None else memory
-        self._additive = additive_MKD
+        self._additive, self._pairwise = additive_MKD, pairwise
         self.centroids = _centroids(codec)
         self.estimator = Estimator(codec, self.centroids, additive_MKD, pairwise)
 
+    def beside(self, folder: Path) -> Writer:
+        """A writer of an index of the same model and decoders elsewhere."""
+        return Writer(folder, self._codec, self._additive, self._pairwise, self._memory)
+
     def create(
-        self, sources: Sequence[EntrySource], scales: dict[str, Scale], origins: Sequence[Origin], progress: Progress
+        self,
+        sources: Sequence[EntrySource],
+        scales: dict[str, Scale],
+        origins: Sequence[Origin],
+        progress: Progress,
+        like: StoredIndex | None = None,
     ) -> Header:
-        """Write a new index, in place of one that may be there."""
+        """Write a new index, in place of one that may be there; with groups and graph of the centroids as in `like`."""
         generation = 1 + max((_generation(path) for path in self._folder.glob("*.npy")), default=0)
         fields = {
             "model": self._codec.config.model_dump(mode="json"),
             "scales": {look: asdict(scale) for look, scale in scales.items()},
-            "sources": [_recorded(parent, path, self._folder) for parent, path in origins],
+            "sources": [recorded(parent, path, self._folder) for parent, path in origins],
         }
-        groups = group_centroids(self.centroids, self._codec.plan.threads)
+        groups = like.arrays["groups"] if like else group_centroids(self.centroids, self._codec.plan.threads)
         arrays = {"centroids": self.centroids, "groups": groups, "additive": self._additive}
-        with _nothing_left_of_failure(self._folder):
-            fields["files"] = self._graph(generation, progress)
+        with nothing_left_of_failure(self._folder):
+            fields["files"] = self._graph(generation, progress, like)
             return self._write(sources, fields, arrays, generation, tuple(parent for parent, _ in origins), progress)
 
-    def _graph(self, generation: int, progress: Progress) -> dict[str, Any]:
-        if len(self.centroids) < GRAPH_FROM:
-            return {}
+    def _graph(self, generation: int, progress: Progress, like: StoredIndex | None) -> dict[str, Any]:
         graph = self._folder / f"index.{generation:04}.faiss"
+        if like is not None and "coarse" in like.config["files"]:
+            shutil.copyfile(like.file("coarse"), graph)
+            return {"coarse": file_entry(graph)}
+        if like is not None or len(self.centroids) < GRAPH_FROM:
+            return {}
         progress.note("building the HNSW graph of the centroids")
         try:
             Coarse(self.centroids, threads=self._codec.plan.threads, device="cpu").save_hnsw(graph, force=True)
@@ -90,10 +103,10 @@ class Writer:
     ) -> Header:
         """Write the next generation of an index from these sources; operating points are dropped."""
         fields = stored.config | {"scales": {look: asdict(scale) for look, scale in scales.items()}}
-        fields["sources"] = fields["sources"] + [_recorded(parent, path, self._folder) for parent, path in more]
+        fields["sources"] = fields["sources"] + [recorded(parent, path, self._folder) for parent, path in more]
         arrays = {name: array for name, array in stored.arrays.items() if name != "offsets"}
         parents = stored.header.parents + tuple(parent for parent, _ in more)
-        with _nothing_left_of_failure(self._folder):
+        with nothing_left_of_failure(self._folder):
             return self._write(sources, fields, arrays, stored.generation + 1, parents, progress)
 
     def _write(
@@ -123,7 +136,7 @@ class Writer:
 
 
 @contextlib.contextmanager
-def _nothing_left_of_failure(folder: Path) -> Iterator[None]:
+def nothing_left_of_failure(folder: Path) -> Iterator[None]:
     """Remove the new files when the block raises: they may be what filled the disk."""
     try:
         yield
@@ -151,7 +164,7 @@ def _centroids(codec: Codec) -> NDArray[np.float32]:
     return np.ascontiguousarray(centroids, dtype=np.float32)
 
 
-def _recorded(parent: Parent, path: Path | None, folder: Path) -> dict[str, Any]:
+def recorded(parent: Parent, path: Path | None, folder: Path) -> dict[str, Any]:
     """An origin in the manifest; its path is from the index's folder, so that both can move together."""
     place = None if path is None else os.path.relpath(path.resolve(), folder.resolve())
     return {"kind": parent.kind, "fingerprint": parent.fingerprint, "path": place}

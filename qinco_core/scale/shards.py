@@ -45,17 +45,8 @@ def encode_to_folder(
         UsageError: there is no such shard, or the vectors are a stream; LineageError: the folder is of another job;
             else as of `encode_to_artifact`.
     """
-    source = rows.source
-    check_dimension(codec, source)
-    check_assign(codec, assign)
-    if not isinstance(source, VectorFile):
-        raise UsageError("a stream cannot be divided into shards: encode a file, or leave --shard out")
-    assert codec.header is not None
-    notes = {"assign": assign} if codec.config.ivf_K else {}
-    spec = codec.spec(source.dtype, search, **notes)
-    manifest = Manifest(spec, len(source), rows.ids is not None, rows.stamp, codec.header.created)
+    manifest = begin_parts(codec, rows, folder, search=search, assign=assign, shard=shard)
     own = manifest.parts.shard(*shard)
-    begin_folder(folder, manifest)
     missing = [number for number in own if not has_part(folder, manifest, number)]
     how: dict[str, Any] = {"search": search, "assign": assign, "created": manifest.created, "resume": True}
     for number in missing:
@@ -64,3 +55,27 @@ def encode_to_folder(
         path, notes = part_path(folder, number), part_notes(number)
         encode_to_artifact(codec, section, path, progress=progress, notes=notes, **how)
     return len(missing)
+
+
+def begin_parts(
+    codec: Codec,
+    rows: Rows,
+    folder: Path,
+    *,
+    search: EncodeConfig,
+    assign: str = "exact",
+    shard: tuple[int, int] = (0, 1),
+) -> Manifest:
+    """Begin a folder of codes, or go on with it; arguments, errors as of `encode_to_folder`."""
+    source = rows.source
+    check_dimension(codec, source)
+    check_assign(codec, assign)
+    if not isinstance(source, VectorFile):
+        raise UsageError("a stream cannot be divided into shards or parts: encode a file, or leave --shard out")
+    assert codec.header is not None
+    notes = {"assign": assign} if codec.config.ivf_K else {}
+    spec = codec.spec(source.dtype, search, **notes)
+    manifest = Manifest(spec, len(source), rows.ids is not None, rows.stamp, codec.header.created)
+    manifest.parts.shard(*shard)
+    begin_folder(folder, manifest)
+    return manifest

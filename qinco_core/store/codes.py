@@ -278,8 +278,8 @@ class StoredCodes:
         """List numbers int32 [n] of rows start to stop (exclusive), None if there are none; errors as of `rows`."""
         return self.rows(start, stop).lists
 
-    def batches(self, size: int) -> Iterator[CodeRows]:
-        """All rows in order, at most `size` at a time.
+    def batches(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[CodeRows]:
+        """All rows in order, at most `size` at a time; or rows start to stop (exclusive).
 
         Raises:
             ArtifactError: a chunk is corrupted.
@@ -288,8 +288,9 @@ class StoredCodes:
         if size < 1:
             raise UsageError(f"a batch of {size} codes cannot be; use 1 or more")
         span = self.chunk_rows * -(-size // self.chunk_rows)  # whole chunks, so that none is read twice
-        for begin in range(0, len(self), span):
-            rows = self.rows(begin, min(begin + span, len(self)))
+        end = len(self) if stop is None else stop
+        for begin in range(start - start % span, end, span):
+            rows = self.rows(max(start, begin), min(begin + span, end))
             for at in range(0, len(rows.codes), size):
                 yield rows.cut(at, at + size)
 

@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,7 @@ KIND = "index"
 MANIFEST = "manifest.h5"
 # files of some generation; others in the folder are not ours to remove
 _OURS = re.compile(r"(codes|ids|norms|pair_norms|index)\.\d{4,}\.(npy|faiss)")
+_SHARDS = re.compile(r"shards\.(\d{4,})")
 Array = NDArray[Any]
 
 
@@ -217,15 +219,20 @@ def save_manifest(
 
 
 def remove_unnamed(folder: Path) -> None:
-    """Remove files of other generations than the manifest's. The caller holds `locked`.
+    """Remove files, and shards, of other generations than the manifest's. The caller holds `locked`.
 
     Raises:
         ArtifactError: the manifest is damaged, and all files stay.
     """
-    named = set()
+    named, generation = set(), None
     if (folder / MANIFEST).exists():
-        named = {entry["name"] for entry in read_header(folder / MANIFEST).config["files"].values()}
+        config = read_header(folder / MANIFEST).config
+        named = {entry["name"] for entry in config["files"].values()}
+        generation = config["generation"] if "shards" in config else None
     for path in folder.iterdir():
+        shards = _SHARDS.fullmatch(path.name)
+        if shards and int(shards[1]) != generation and path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
         if _OURS.fullmatch(path.name) and path.name not in named:
             path.unlink(missing_ok=True)
 

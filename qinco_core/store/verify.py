@@ -9,7 +9,7 @@ from pathlib import Path
 
 from qinco_core.errors import ArtifactError, QincoError
 from qinco_core.files import existing_file
-from qinco_core.store import centroids, checkpoint, codes, folder, index, model, pairwise, results
+from qinco_core.store import centroids, checkpoint, codes, folder, index, model, pairwise, results, shards
 from qinco_core.store.artifact import Header, read_header
 from qinco_core.store.spec import ContentHash
 from qinco_core.store.stream import StreamReader, is_stream
@@ -84,6 +84,7 @@ def _artifact(report: Report) -> None:
             results.KIND: _results,
             pairwise.KIND: _pairwise,
             index.KIND: _index,
+            shards.KIND: _shards,
         }
         if header.kind not in kinds:
             raise ArtifactError(f"{report.path} is of the unknown kind {header.kind!r}")
@@ -119,6 +120,18 @@ def _index(report: Report) -> None:
         report.add("manifest", True, f"{len(stored.flat['ids'])} entries, {len(stored.front)} operating points")
         for name, right in index.check_files(stored):
             report.add(name, right, "digest right" if right else "does not have its digest; build the index again")
+        report.add("fingerprint", True, stored.header.fingerprint)
+
+
+def _shards(report: Report) -> None:
+    with report.step("manifest"):
+        stored = shards.load_shards(report.path)
+        count = sum(len(shard.flat["ids"]) for shard in stored.shards)
+        report.add("manifest", True, f"{count} entries in {len(stored.shards)} shards")
+        for shard in stored.shards:
+            for name, right in index.check_files(shard):
+                detail = "digest right" if right else "does not have its digest; build the index again"
+                report.add(f"{shard.folder.name}/{name}", right, detail)
         report.add("fingerprint", True, stored.header.fingerprint)
 
 

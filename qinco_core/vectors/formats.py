@@ -88,6 +88,7 @@ def _records(
         holds,
         remote=partial(records.open_remote, read_header=read_header, format=name),
         feed=partial(records.RecordFeed, read_header=read_header),
+        folders=True,
         counted=not prefixed,
     )
 

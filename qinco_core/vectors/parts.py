@@ -66,7 +66,7 @@ class Parts:
     `marks` are those of the files before they were first read.
     """
 
-    def __init__(self, files: Sequence[File], marks: Sequence[Mark], counts: Sequence[int], column: str) -> None:
+    def __init__(self, files: Sequence[File], marks: Sequence[Mark], counts: Sequence[int], column: str = "") -> None:
         self.files = list(files)
         self._marks = list(marks)
         self.starts = np.concatenate([[0], np.cumsum(np.asarray(counts, np.int64))])
@@ -83,10 +83,10 @@ class Parts:
             raise VectorFileError(f"{path} was replaced while it was read; run again")
 
     def name(self, part: int) -> str:
-        """The column in one of the files."""
-        return f"{self.files[part]}::{self._column}"
+        """One of the files, or the column in it."""
+        return f"{self.files[part]}::{self._column}" if self._column else str(self.files[part])
 
     def place(self, row: int) -> tuple[str, int]:
-        """The column in the file that a row is in, and its number there."""
+        """The file that a row is in, or the column in it, and the row's number there."""
         part = int(np.searchsorted(self.starts, row, side="right")) - 1
         return self.name(part), row - int(self.starts[part])

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
+import platform
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -18,6 +20,42 @@ from qinco_core.vectors.base import Array, DType, Rows, broken, check_batch, che
 from qinco_core.vectors.formats import FORMATS, Format, detect_format, split_key
 from qinco_core.vectors.parts import find_parts
 from qinco_core.vectors.remote import RemoteFile, is_address, remote_file, shown, split_address
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where rows of a file are, for another process or machine to open them.
+
+    Attributes:
+        name, format: as of the file, its path from the root, or the whole address.
+        identity: what tells the file from another one.
+        start, stop: rows start..stop-1 are meant.
+    """
+
+    name: str
+    format: str
+    identity: str
+    start: int
+    stop: int
+
+    def open(self) -> VectorFile:
+        """The rows; the file that was opened last stays open.
+
+        Raises:
+            VectorFileError: it is another file here; or as of `open_vectors`.
+        """
+        return _whole(self.name, self.format, self.identity).section(self.start, self.stop)
+
+
+@functools.lru_cache(maxsize=1)
+def _whole(name: str, format: str, identity: str) -> VectorFile:
+    file = open_vectors(name, format=format)
+    if file.place.identity != identity:
+        raise VectorFileError(
+            f"{name} on {platform.node()} is not the file of the job: it was replaced, or this machine has another of "
+            "that name, size or time; put it where all machines see it"
+        )
+    return file
 
 
 class VectorFile:
@@ -30,8 +68,11 @@ class VectorFile:
         shape: (N, D) after skip and limit.
     """
 
-    def __init__(self, rows: Rows, *, name: str, format: str, identity: str, start: int, stop: int) -> None:
+    def __init__(
+        self, rows: Rows, *, name: str, format: str, identity: str, start: int, stop: int, address: str | None = None
+    ) -> None:
         self.name = name
+        self._address = address
         self.format = format
         self.dtype: DType = rows.layout.native
         self.shape = (stop - start, rows.layout.D)
@@ -62,6 +103,12 @@ class VectorFile:
     def stamp(self) -> str:
         """What identifies these rows whatever the file is called: its size, time, type and range."""
         return f"{self._identity} {self.dtype} {self.dim} rows {self._start}-{self._start + len(self)}"
+
+    @property
+    def place(self) -> Place:
+        """Where the rows are, for another process."""
+        name = self._address or str(Path(self.name).absolute())
+        return Place(name, self.format, self._identity, self._start, self._start + len(self))
 
     def close(self) -> None:
         """Let the file go; sections of it stay readable."""
@@ -118,6 +165,7 @@ class VectorFile:
             identity=self._identity,
             start=self._start + start,
             stop=self._start + stop,
+            address=self._address,
         )
 
     def _open_rows(self) -> Rows:
@@ -139,10 +187,10 @@ def open_vectors(
 ) -> VectorFile:
     """Open `limit` vectors of a file after the first `skip`; the format is told by extension or `format`.
 
-    `source` may be `file.hdf5::dataset`, `file.npz::array`, `file.parquet::column`, a folder of Parquet or Arrow
-    files, and an address that fsspec knows, `s3://bucket/base.fbin`, of a file of records or of Parquet: of it no more
-    is fetched than what is read. Sizes are checked against headers; of the vectors nothing else is read yet. A
-    limit beyond the end is clipped.
+    `source` may be `file.hdf5::dataset`, `file.npz::array`, `file.parquet::column`, a folder of files of one format,
+    HDF5 and npz apart, which are taken in the order of their names, and an address that fsspec knows,
+    `s3://bucket/base.fbin`, of a file of records or of Parquet: of it no more is fetched than what is read. Sizes are
+    checked against headers; of the vectors nothing else is read yet. A limit beyond the end is clipped.
 
     Raises:
         InputNotFoundError: nothing is there.
@@ -158,7 +206,8 @@ def open_vectors(
     if key is not None:
         name, identity = f"{name}::{key.lstrip('/')}", f"{identity} {key}"
     start, stop = window(skip, limit, rows.layout.count or 0, name)
-    return VectorFile(rows, name=name, format=found.format.name, identity=identity, start=start, stop=stop)
+    place: dict[str, Any] = {"start": start, "stop": stop, "address": str(source) if found.remote else None}
+    return VectorFile(rows, name=name, format=found.format.name, identity=identity, **place)
 
 
 @dataclass(frozen=True)

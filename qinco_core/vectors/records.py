@@ -16,6 +16,7 @@ import numpy as np
 from qinco_core.errors import VectorFileError
 from qinco_core.files import write_all
 from qinco_core.vectors.base import Append, Array, Layout, Outline, Rows, read_up_to
+from qinco_core.vectors.joined import JoinedRows
 from qinco_core.vectors.mapped import MappedRows
 from qinco_core.vectors.remote import RangedRows, RemoteFile
 
@@ -26,17 +27,24 @@ WriteHeader = Callable[[Layout], bytes]
 def open_rows(
     name: str, files: Sequence[Path], key: str | None, *, read_header: ReadHeader, format: str
 ) -> tuple[Rows, str | None]:
-    """The rows of a file, whose size must agree with its header.
+    """The rows of a file, or of files one after the other; their sizes must agree with their headers.
 
     Raises:
-        VectorFileError: empty, truncated, malformed, or not of that format.
+        VectorFileError: empty, truncated, malformed, or not of that format; or files that are not alike.
     """
-    with files[0].open("rb") as handle:
-        layout = _fit(read_header(handle, name), files[0].stat().st_size, format, name)
+    if len(files) == 1:
+        return _open_file(files[0], read_header, format), key
+    return JoinedRows(files, lambda path: _open_file(path, read_header, format)), key
+
+
+def _open_file(path: Path, read_header: ReadHeader, format: str) -> MappedRows:
+    name = str(path)
+    with path.open("rb") as handle:
+        layout = _fit(read_header(handle, name), path.stat().st_size, format, name)
         rows = MappedRows(handle, layout, name)
     if layout.prefixed and layout.count:
         rows.fetch(layout.count - 1, layout.count)  # tells a wrong format before any work starts
-    return rows, key
+    return rows
 
 
 def _fit(layout: Layout, size: int, format: str, name: str) -> Layout:

@@ -15,9 +15,10 @@ from qinco_core.api import Codec
 from qinco_core.codec.network import Network
 from qinco_core.codec.packing import unpack
 from qinco_core.errors import DependencyError, LineageError, UsageError
-from qinco_core.index import build, cascade, lists, rewrite
+from qinco_core.index import build, lists, rewrite
 from qinco_core.index.build import CodesSource, Estimator, Scale
 from qinco_core.index.pairwise import Pairwise
+from qinco_core.index.stages import plan_stages
 from qinco_core.index.tune import Setting
 from qinco_core.optional import import_faiss
 from qinco_core.store import Store, create_codes, open_codes
@@ -186,14 +187,14 @@ def test_an_index_that_was_replaced_or_closed(changing, codec, sift_learn, xq, t
     ],
 )
 def test_a_stage_scores_as_many_as_the_next_one_takes(params, stages):
-    assert cascade.plan_stages(10, params, pairwise=True, originals=True) == stages
+    assert plan_stages(10, params, pairwise=True, originals=True) == stages
 
 
 def test_originals_are_compared_part_by_part(index, sift_learn, xq, monkeypatch):
     params = SearchConfig(nprobe=4, n_exact=30, rerank="exact")
     with open_vectors(sift_learn.with_name("sift_base.u8bin")) as base:
         once = index.search(xq, 10, params, originals=base)
-        monkeypatch.setattr(cascade, "_ORIGINAL_BYTES", 3 * 4 * 128 * 30)
+        monkeypatch.setattr("qinco_core.index.stages._ORIGINAL_BYTES", 3 * 4 * 128 * 30)
         parts = index.search(xq, 10, params, originals=base)
     np.testing.assert_array_equal(parts[1], once[1])
     np.testing.assert_array_equal(parts[0], once[0])

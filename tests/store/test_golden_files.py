@@ -35,6 +35,7 @@ from qinco_core.store import (
 )
 from qinco_core.store.folder import Manifest, begin_folder, part_notes, part_path
 from qinco_core.store.index import FlatWriter, file_entry, load_index, save_manifest
+from qinco_core.store.shards import load_shards, save_shards, shard_folder
 
 GOLDEN = Path(__file__).parent / "golden"
 FINGERPRINTS = {
@@ -46,6 +47,7 @@ FINGERPRINTS = {
         "training.h5": "5ffec07437af74bb0abf279ec2db0134",
         "index": "bdc5d6d9ed424f51f864ed98a656afe2",
         "parts": "ddb223a1efaeba30a4f465c52a29fa3d",
+        "shards": "c6aa0d1a6570fc74f5859483e64d6ede",
     },
 }
 
@@ -91,6 +93,7 @@ def write(folder):
     save_checkpoint(folder / "training.h5", config={"lr": 0.1}, arrays=ARRAYS, state=STATE)
     save_centroids(folder / "centroids.h5", CENTROIDS, training={"mse": 0.5})
     write_index(folder / "index", Parent("model", header.fingerprint))
+    write_shards(folder / "shards", Parent("model", header.fingerprint))
 
 
 def write_parts(folder, model):
@@ -106,7 +109,18 @@ def write_parts(folder, model):
             out.append(PARTS[start:stop])
 
 
-def write_index(folder, model):
+def write_shards(folder, model):
+    places = [shard_folder(folder, 1, number) for number in range(2)]
+    for place in places:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        write_index(place, model, "../../../model.h5")
+    source = {"kind": "model", "fingerprint": model.fingerprint, "path": "../model.h5"}
+    shards = [{"fingerprint": load_index(place).header.fingerprint, "vectors": 25} for place in places]
+    config = {"model": CONFIG.model_dump(mode="json"), "sources": [source], "generation": 1, "shards": shards}
+    save_shards(folder, config | {"files": {}}, (model,))
+
+
+def write_index(folder, model, path="../model.h5"):
     folder.mkdir()
     (folder / "index.0001.faiss").write_bytes(b"stands for a graph")
     files = {"coarse": file_entry(folder / "index.0001.faiss")}
@@ -114,7 +128,7 @@ def write_index(folder, model):
         with FlatWriter(folder / f"{name}.0001.npy", array.shape, array.dtype) as out:
             out.append(array)
         files[name] = out.entry
-    source = {"kind": "model", "fingerprint": model.fingerprint, "path": "../model.h5"}
+    source = {"kind": "model", "fingerprint": model.fingerprint, "path": path}
     config = {"model": CONFIG.model_dump(mode="json"), "scales": {"norms": {"low": 1.5, "step": 0.25}}}
     config |= {"sources": [source], "generation": 1, "max_id": int(FLAT["ids"].max()), "files": files}
     save_manifest(folder, config, INDEX, (model,), FRONT)
@@ -169,6 +183,10 @@ def test_golden_files_are_read_and_verified(version):
             np.testing.assert_array_equal(arrays[name], array)
             assert arrays[name].dtype == array.dtype
     assert index.file("coarse").read_bytes() == b"stands for a graph"
+    shards = load_shards(folder / "shards")
+    assert [shard["vectors"] for shard in shards.config["shards"]] == [25, 25]
+    for shard in shards.shards:
+        np.testing.assert_array_equal(shard.flat["codes"], CODES)
 
 
 @pytest.mark.parametrize("version", FINGERPRINTS)

@@ -380,8 +380,8 @@ def test_feather_of_the_first_kind(tmp_path: Path) -> None:
 
 
 def test_folders_that_are_no_table(tmp_path: Path) -> None:
-    (tmp_path / "x.npy").touch()
-    with pytest.raises(InputNotFoundError, match=r"directory without files of vectors \(.parquet, .pq, .arrow"):
+    (tmp_path / "x.npz").touch()
+    with pytest.raises(InputNotFoundError, match=r"directory without files of vectors \(.fvecs, .*, .parquet, .pq, "):
         open_vectors(tmp_path)
     save_table(tmp_path / "a.parquet", table(ramp(4, 3, "<f4"), "fixed"))
     save_table(tmp_path / "b.feather", table(ramp(4, 3, "<f4")))
