@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from qinco_cli.console import Console
     from qinco_core.api import Codec
     from qinco_core.index.index import Index
+    from qinco_core.scale.costs import Machines
     from qinco_core.vectors import VectorFile
 
 
@@ -95,7 +96,9 @@ def index(
         if train is not None:
             books = {"train": stack.enter_context(open_named(train, "train"))}
         if dry_run:
-            _report(codec, source, folder, books, ids, budget, json_)
+            from qinco_core.scale.costs import Machines
+
+            _report(codec, source, folder, books, ids, Machines(shards or 1, memory=budget), json_)
             return
         console = stack.enter_context(Console(quiet))
         started = time.perf_counter()
@@ -219,12 +222,12 @@ def _finish(opened: Index, facts: dict[str, Any], console: Console, as_json: boo
 
 
 def _report(
-    codec: Codec, source: Path, folder: Path, books: dict[str, Any], ids: str | None, memory: int, as_json: bool
+    codec: Codec, source: Path, folder: Path, books: dict[str, Any], ids: str | None, machines: Machines, as_json: bool
 ) -> None:
     from qinco_cli.console import duration, print_json, print_pairs, size
     from qinco_core.errors import UsageError
     from qinco_core.index.forecast import building_pace
-    from qinco_core.scale.costs import Machines, Rates, Sizes, indexing
+    from qinco_core.scale.costs import Rates, Sizes, indexing
     from qinco_core.store import open_codes
 
     pairwise, train = books.get("pairwise"), books.get("train")
@@ -238,7 +241,7 @@ def _report(
             largest = int(numbers.max()) if len(numbers) else -1
         read, norms, graph, tables = building_pace(codec, codes, pairwise)
     sizes = Sizes.of(codec.config, largest_id=largest, tables=tables)
-    found = indexing(count, sizes, Rates(read=read, norms=norms, graph=graph), Machines(memory=memory)).as_dict()
+    found = indexing(count, sizes, Rates(read=read, norms=norms, graph=graph), machines).as_dict()
     if train is not None:
         fitting = _fitting(codec, train)
         found["seconds"] += fitting["seconds"]

@@ -99,6 +99,8 @@ def main() -> None:
     except Exception as error:
         if "--debug" in arguments:
             raise
+        if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):  # torch's way to say it
+            sys.exit(_explain(MemoryError(str(error).rpartition(": ")[2])))
         print(f"qinco: {type(error).__name__}: {' '.join(str(error).split())} (--debug shows where)", file=sys.stderr)
         sys.exit(1)
     finally:

@@ -6,14 +6,16 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from qinco_core.errors import InputNotFoundError, OutputExistsError, StorageError
+from qinco_core.errors import InputNotFoundError, OutputExistsError, StorageError, UsageError
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_WRITE = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG}
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/")  # as a path has it, with one slash
 _NAME_BYTES = 255  # of the longest name that file systems allow
 
 
@@ -37,10 +39,13 @@ def check_output(path: str | Path, *, force: bool, dry_run: bool = False) -> Pat
     In a dry run a file that exists is no obstacle.
 
     Raises:
+        UsageError: it is an address.
         OutputExistsError: it exists and `force` is false, or it is a directory.
         StorageError: its folder cannot be made or written to.
     """
     path = Path(path)
+    if _ADDRESS.match(str(path)):
+        raise UsageError(f"{path}: only files are written, not addresses; name one, and upload it")
     with storage_errors(path):
         if path.is_dir():
             raise OutputExistsError(f"{path} is a directory; name a file")

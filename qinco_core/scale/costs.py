@@ -189,18 +189,18 @@ def encoding(
 
 
 def indexing(N: int, sizes: Sizes, rates: Rates, machines: Machines) -> Cost:
-    """Building an index; on several machines, a shard of the codes on each. One core of each does the work.
+    """Building an index, for several machines in shards, one after the other; one core does the work.
 
     Args:
         N: codes.
         sizes: of the model's artifacts.
         rates: `read`, `norms` and `graph`.
-        machines: where, and the memory to sort in.
+        machines: how many are to have a shard, and the memory to sort in.
     """
     share = -(-N // machines.count)
     times = passes(share, sizes.entry, machines.memory)
     # once more to count the lists
-    seconds = share * ((1 + times) * rates.read + rates.norms) + rates.graph
+    seconds = N * ((1 + times) * rates.read + rates.norms) + rates.graph
     memory = min(machines.memory, 2 * share * sizes.entry) + 2 * (sizes.lists + sizes.tables)
     output = N * sizes.entry + machines.count * sizes.lists
     return Cost(

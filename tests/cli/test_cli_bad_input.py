@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from command_line import BASE, LEARN, QUERIES, SIZES, TEXT, contents, done, run
+from command_line import BASE, LEARN, QUERIES, SIZES, TEXT, contents, done, run, spawn
 
 from qinco_core.store import read_header
 from qinco_core.vectors import open_vectors, write_vectors
@@ -358,3 +359,14 @@ def test_vectors_of_the_wrong_kind_on_stdin(model, tmp_path):
     refused(tmp_path, 1, "<stdin>", *arguments, "u8bin", stdin=BASE.read_bytes() + b"more")
     refused(tmp_path, 2, "cannot be read from a pipe", *arguments, "hdf5", stdin=b"x")
     refused(tmp_path, 1, "dimension 384", *arguments, "npy", stdin=TEXT.read_bytes())
+
+
+def test_too_little_memory_is_said_in_a_line(tmp_path: Path) -> None:
+    """What torch cannot have for a model of 15 GB, in a process that may take 4."""
+    line = ["train", LEARN, "--preset", "qinco2-XS", "--de", 4096, "--dh", 65536, "-o", tmp_path / "m.h5", "-q"]
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_DATA, (4 << 30, 4 << 30))
+
+    ended = spawn(*line, preexec_fn=limit)
+    assert (ended.code, ended.complaint[:21]) == (1, "qinco: out of memory ")

@@ -55,6 +55,9 @@ def test_indexing(index_store: Store) -> None:
     sizes = Sizes.of(load_model(index_store.model).config, largest_id=9999, tables=tables)
     wanted = indexing(10_000, sizes, Rates(), Machines(memory=1 << 20)).as_dict()
     assert all(found[name] == wanted[name] for name in ("output_bytes", "memory_bytes", "passes", "bytes_per_vector"))
+    assert said("index", "--store", index_store.root, "--shards", 4)["output_bytes"] == (
+        indexing(10_000, sizes, Rates(), Machines(count=4)).output_bytes
+    )
     size = sum(path.stat().st_size for path in index_store.index.iterdir())
     assert size == pytest.approx(found["output_bytes"], rel=0.1)
     assert "passes over the codes: 1" in done("index", "--store", index_store.root, "--dry-run", *ONE).text

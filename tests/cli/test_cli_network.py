@@ -171,7 +171,16 @@ def test_a_cut_transfer_goes_on_and_is_indexed(hosts: Hosts, model: Path, saved:
     assert json.loads(done("info", tmp_path / "index", "--json").out)["vectors"] == ROWS
 
 
-@pytest.mark.parametrize(("share", "kept"), [(0.0, 0), (0.001, 0), (0.3, 0), (0.7, CHUNK), (0.9997, 2 * CHUNK)])
+@pytest.mark.parametrize(
+    ("share", "kept"),
+    [
+        (0.0, 0),
+        pytest.param(0.001, 0, marks=pytest.mark.slow),
+        pytest.param(0.3, 0, marks=pytest.mark.slow),
+        pytest.param(0.7, CHUNK, marks=pytest.mark.slow),
+        (0.9997, 2 * CHUNK),
+    ],
+)
 def test_wherever_it_is_cut(
     hosts: Hosts, share: float, kept: int, model: Path, saved: Path, whole: Path, tmp_path: Path
 ):

@@ -131,7 +131,14 @@ def test_refusals_are_one_line(address: str, code: int, complaint: str, model: P
     assert "secret" not in ended.complaint
 
 
-def test_outputs_are_files() -> None:
-    ended = run("convert", QUERIES, "s3://bucket/queries.fbin")
-    assert ended.code == 2
-    assert "only files are written" in ended.complaint
+def test_outputs_are_files(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for line in (
+        ("convert", QUERIES, "s3://bucket/queries.fbin"),
+        ("encode", QUERIES, "--model", model, "-o", "s3://bucket/codes.h5"),
+        ("encode", QUERIES, "--model", model, "-o", "s3://bucket/codes", "--shard", "0/2"),
+        ("train", QUERIES, "-o", "s3://bucket/model.h5"),
+    ):
+        ended = run(*line)
+        assert (ended.code, list(tmp_path.iterdir())) == (2, [])
+        assert "only files are written" in ended.complaint

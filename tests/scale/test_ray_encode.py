@@ -88,13 +88,14 @@ def test_an_interrupted_job_goes_on(codec, rows, wanted, tmp_path):
     assert files(tmp_path / "parts") == wanted
 
 
+@pytest.mark.slow
 def test_what_a_shard_left_is_taken_over(codec, rows, wanted, tmp_path):
     encode_to_folder(codec, rows, tmp_path / "parts", (2, 3), search=codec.search, progress=Silent())
     assert encode(codec, rows, tmp_path / "parts") == 2
     assert files(tmp_path / "parts") == wanted
 
 
-@pytest.mark.parametrize("extension", ["npy", "fvecs", "parquet"])
+@pytest.mark.parametrize("extension", [*(pytest.param(e, marks=pytest.mark.slow) for e in ("npy", "fvecs")), "parquet"])
 def test_a_folder_of_files_is_one(codec, base, tmp_path, extension):
     with open_vectors(base, limit=3000) as file:
         v = file.read(0, 3000)
@@ -109,6 +110,7 @@ def test_a_folder_of_files_is_one(codec, base, tmp_path, extension):
     assert files(tmp_path / "a") == files(tmp_path / "b")
 
 
+@pytest.mark.slow
 def test_hnsw_finds_lists_and_says_how_well(codec, base, tmp_path):
     rows = Rows(open_vectors(base, limit=2000))
     how: dict[str, Any] = {"search": codec.search, "progress": Silent(), "assign": "hnsw"}

@@ -57,7 +57,7 @@ def check(index: Index, whole: Index, xq: np.ndarray, params: SearchConfig = FEW
     assert np.mean(wanted[1] == I) > 0.97
 
 
-@pytest.mark.parametrize("metric", ["l2", "ip", "cosine"])
+@pytest.mark.parametrize("metric", ["l2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ip", "cosine"))])
 @pytest.mark.parametrize("params", [FEW, ALL], ids=["few", "all"])
 def test_actors_find_what_one_index_finds(spread, whole, xq, params, metric):
     check(spread, whole, xq, params, metric)
@@ -94,6 +94,7 @@ def test_an_actor_lost_during_a_search_is_restarted(spread, whole, xq, monkeypat
     assert lost and lost[0] not in processes(ACTOR)
 
 
+@pytest.mark.slow
 def test_actors_go_when_the_search_ends(folder, codec, xq, whole):
     before = set(processes(ACTOR))
     with Index.open(folder, model=codec) as index, on_cluster(index, threads=1) as spread:

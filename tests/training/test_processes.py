@@ -53,7 +53,10 @@ def alone(sift_learn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return model
 
 
-@pytest.mark.parametrize("launcher", [TORCHRUN, ACCELERATE], ids=["torchrun", "accelerate"])
+@pytest.mark.parametrize(
+    "launcher",
+    [pytest.param(TORCHRUN, id="torchrun"), pytest.param(ACCELERATE, id="accelerate", marks=pytest.mark.slow)],
+)
 def test_loss_curves_agree(launcher: list[str], alone: Path, sift_learn: Path, tmp_path: Path) -> None:
     model = tmp_path / "model.h5"
     done = train(2, sift_learn, *SMALL, "--epochs", 3, "-o", model, "--json", launcher=launcher)
@@ -79,7 +82,7 @@ def after_round_1(
         yield running
 
 
-@pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2)])
+@pytest.mark.parametrize(("first", "then"), [(2, 1), pytest.param(1, 2, marks=pytest.mark.slow)])
 def test_resumed_by_another_number_of_processes(
     first: int, then: int, alone: Path, sift_learn: Path, tmp_path: Path
 ) -> None:
@@ -87,7 +90,7 @@ def test_resumed_by_another_number_of_processes(
     arguments = [sift_learn, *SMALL, "--epochs", 3, "-o", model]
     with after_round_1(*arguments, processes=first) as running:
         running.send_signal(signal.SIGINT)
-        rest = running.communicate(timeout=60)[1]
+        rest = running.communicate(timeout=240)[1]
     assert running.returncode != 0
     assert "--resume" in rest
     train(then, *arguments, "--resume")
@@ -101,7 +104,7 @@ def test_a_failed_process_costs_its_round(alone: Path, sift_learn: Path, tmp_pat
     arguments = [sift_learn, *SMALL, "--epochs", 3, "-o", model]
     with after_round_1(*arguments, processes=2, launcher=[*TORCHRUN, "--max-restarts=1"]) as running:
         os.kill(rank_1(running.pid), signal.SIGKILL)
-        rest = running.communicate(timeout=120)[1]
+        rest = running.communicate(timeout=240)[1]
     assert running.returncode == 0, rest
     assert "continuing after round" in rest
     ours, theirs = events(model, "round"), events(alone, "round")
