@@ -139,6 +139,6 @@ def test_outputs_are_files(model: Path, tmp_path: Path, monkeypatch: pytest.Monk
         ("encode", QUERIES, "--model", model, "-o", "s3://bucket/codes", "--shard", "0/2"),
         ("train", QUERIES, "-o", "s3://bucket/model.h5"),
     ):
-        ended = run(*line)
+        ended = run(*line, "-q")
         assert (ended.code, list(tmp_path.iterdir())) == (2, [])
         assert "only files are written" in ended.complaint
